@@ -1,0 +1,223 @@
+"""Attach: text embeddings once per class, vision tokens once per picked image (paper, section 3.3).
+
+Each encoder has its own folder in the workspace, so attaching another one leaves the rest; only picks are encoded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from d2c import picks as picked
+from d2c import runtime
+from d2c.config import execution
+from d2c.errors import D2CError
+from d2c.latents import open_codec
+from d2c.parts import Part, require_all, split, work
+from d2c.picks import class_indices
+from d2c.progress import Bar, Progress, Silent
+from d2c.runtime import Ranks
+from d2c.scorers import load_denoiser
+from d2c.sources import Source, open_source
+from d2c.text import TextEncoder, open_text, prompts
+from d2c.tokens import PART, save_array
+from d2c.vision import VisionEncoder, open_vision
+from d2c.workspace import Record, Stage, Workspace
+from formats.files import read_json, write_json
+from formats.hashing import xxh3, xxh3_json
+
+TEXT_TEMPLATE = "a photo of a {class}"
+"""The paper's prompt (section 3.3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachmentConfig:
+    """What to attach to the selection ``selection``: ``text`` and ``vision`` name encoders, None attaches nothing.
+
+    ``grid`` is the side of the token grid that the vision tokens must lie on (16 for a /2 model on 32 x 32 latents).
+    """
+
+    workspace: Path = execution()
+    selection: str
+    text: str | None = "hashed"
+    template: str = TEXT_TEMPLATE
+    vision: str | None = "scorer"
+    grid: int
+    batch_size: int = 64
+    precision: str = "auto"
+    seed: int = 0
+    device: str = execution("auto")
+    gpus: int = execution(1)
+    threads: int = execution(4)
+
+    def text_identity(self) -> dict[str, Any]:
+        return {"text": self.text, "template": self.template}
+
+    def vision_identity(self) -> dict[str, Any]:
+        return {
+            "vision": self.vision,
+            "grid": self.grid,
+            "batch_size": self.batch_size,
+            "precision": self.precision,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `run` will do; a stage is None where nothing of its kind is asked for."""
+
+    config: AttachmentConfig
+    text: Stage | None
+    vision: Stage | None
+    text_reasons: list[str]
+    vision_reasons: list[str]
+    inputs: dict[str, dict[str, str]]
+    images: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """Names of the finished attachments in the workspace, to pack with."""
+
+    text: str | None
+    vision: str | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    config: AttachmentConfig
+    stage: Stage
+    parts: list[Part]
+    progress: Progress
+
+
+def slug(encoder: str, asked: dict[str, Any]) -> str:
+    """A folder name for an encoder: readable, and different for different settings."""
+    readable = "".join(c if c.isalnum() else "-" for c in encoder.rsplit("/", maxsplit=1)[-1].lower())[:24].strip("-")
+    return f"{readable}-{xxh3_json(asked)[:6]}"
+
+
+def plan(config: AttachmentConfig) -> Plan:
+    """Find the selection and name the attachments.
+
+    Raises:
+        D2CError: there are no scores or no such selection yet.
+    """
+    workspace = Workspace(config.workspace)
+    scores = workspace.scores.require("d2c score DIR")
+    chosen = workspace.selection(config.selection).require("d2c select --ratio R")
+    names = xxh3(repr([(c["id"], c["name"]) for c in scores.summary["classes"]]).encode())
+    inputs = {"text": {"classes": names}, "vision": {"selection": chosen.digest, "scores": scores.digest}}
+    text = workspace.text(slug(config.text, config.text_identity())) if config.text else None
+    vision = (
+        workspace.vision(config.selection, slug(config.vision, config.vision_identity())) if config.vision else None
+    )
+    return Plan(
+        config=config,
+        text=text,
+        vision=vision,
+        text_reasons=text.stale(config.text_identity(), inputs["text"]) if text else [],
+        vision_reasons=vision.stale(config.vision_identity(), inputs["vision"]) if vision else [],
+        inputs=inputs,
+        images=int(chosen.summary["images"]),
+    )
+
+
+def run(plan: Plan, progress: Progress | None = None) -> Result:
+    """Encode what is missing or stale and make the result the selection's current attachments."""
+    progress = progress or Silent()
+    config, workspace = plan.config, Workspace(plan.config.workspace)
+    if plan.text and plan.text_reasons:
+        runtime.once(lambda: _attach_text(plan, plan.text))
+    if plan.vision and plan.vision_reasons:
+        stage, device = plan.vision, runtime.resolve_device(config.device)
+        runtime.once(lambda: stage.begin(config.vision_identity(), plan.inputs["vision"]))
+        parts = split(plan.images, PART, stage.path / "parts", ".npy")
+        job = _Job(config, stage, parts, progress)
+        runtime.launch(_encode_parts, job, workers=min(config.gpus, len(parts)), device=device)
+        runtime.once(lambda: _finish_vision(job, device))
+    result = Result(
+        text=plan.text.path.name if plan.text else None, vision=plan.vision.path.name if plan.vision else None
+    )
+    runtime.once(
+        lambda: workspace.set_current(
+            f"attachments/{config.selection}",
+            {"asked_text": config.text or "none", "asked_vision": config.vision or "none", "grid": config.grid},
+        )
+    )
+    return result
+
+
+def _attach_text(plan: Plan, stage: Stage | None) -> None:
+    config = plan.config
+    assert stage is not None and config.text is not None
+    classes = Workspace(config.workspace).classes()
+    device = runtime.resolve_device(config.device)
+    stage.begin(config.text_identity(), plan.inputs["text"])
+    with stage.spending(), runtime.one_thread(device):
+        encoder: TextEncoder = open_text(config.text, device)
+        sentences = prompts([c["name"] for c in classes], config.template)
+        embeds, mask = encoder.encode(sentences)
+        save_array(stage.path / "text_embeds.npy", embeds)
+        save_array(stage.path / "text_mask.npy", mask)
+        write_json(stage.path / "prompts.json", sentences)
+    summary = {**encoder.info.to_dict(), "prompt_template": config.template}
+    stage.finish(["text_embeds.npy", "text_mask.npy", "prompts.json"], summary, device=device.type)
+
+
+def _open_encoder(
+    config: AttachmentConfig, scores: Record, source: Source, device: torch.device
+) -> tuple[VisionEncoder, np.ndarray[Any, np.dtype[np.int64]]]:
+    """The encoder, and the class index that it wants for each class of the source."""
+    assert config.vision is not None
+    own = np.arange(len(source.classes), dtype=np.int64)
+    if config.vision.partition(":")[0] != "scorer":
+        return open_vision(config.vision, config.grid, device), own
+    denoiser = load_denoiser(scores.summary["scorer"]["spec"], device=device, objective=scores.config["objective"])
+    if denoiser.grid != config.grid:
+        raise D2CError(
+            "the scorer's tokens lie on another grid than the model's",
+            found=f"{denoiser.grid} x {denoiser.grid}",
+            expected=f"{config.grid} x {config.grid}",
+            hint=f"give --grid {denoiser.grid} and train a model with that grid, or attach --vision dinov2",
+        )
+    codec = open_codec(scores.config["codec"], scores.config["size"], device)
+    encoder = open_vision(config.vision, config.grid, device, scorer=denoiser, codec=codec, seed=config.seed)
+    return encoder, class_indices(source, denoiser.spec.num_classes)
+
+
+def _encode_parts(ranks: Ranks, job: _Job) -> None:
+    config, workspace = job.config, Workspace(job.config.workspace)
+    scores = workspace.scores.require("d2c score DIR")
+    device = runtime.resolve_device(config.device)
+    with runtime.one_thread(device):
+        source = open_source(Path(scores.summary["source"]["path"]))
+        picks = picked.load(workspace, config.selection)
+        encoder, classes = _open_encoder(config, scores, source, device)
+        labels = classes[picks.table["label"].to_numpy()]
+        if ranks.main:
+            # Every rank would write the same; the first does.
+            write_json(job.stage.path / "encoder.json", encoder.info.to_dict())
+
+        def make(part: Part, bar: Bar) -> None:
+            tokens = []
+            size = int(scores.config["size"])
+            for batch in picked.read(source, picks, part.items, size, batch=config.batch_size, threads=config.threads):
+                with runtime.autocast(runtime.resolve_precision(config.precision, device), device):
+                    tokens.append(encoder.encode(batch.pixels, labels[batch.indices]))
+                bar.advance(len(batch.indices) * ranks.world)
+            save_array(part.path, np.concatenate(tokens))
+
+        work(job.parts, make, ranks=ranks, stage=job.stage, progress=job.progress, label="attach")
+
+
+def _finish_vision(job: _Job, device: torch.device) -> None:
+    require_all(job.parts)
+    summary = read_json(job.stage.path / "encoder.json")
+    outputs = [str(part.path.relative_to(job.stage.path)) for part in job.parts]
+    job.stage.finish([*outputs, "encoder.json"], summary, device=device.type)

@@ -1,0 +1,44 @@
+"""Exponential moving average of a model's parameters, which is what gets sampled and shared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """float32 shadow of every parameter by name, on the parameter's device; ``decay`` is constant, without warm-up."""
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999) -> None:
+        self.decay = decay
+        self.shadow = {name: value.detach().float().clone() for name, value in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """``shadow = decay * shadow + (1 - decay) * parameter``; call it after each optimizer step."""
+        current = [value.detach().float() for _, value in model.named_parameters()]
+        torch._foreach_lerp_(list(self.shadow.values()), current, 1 - self.decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averaged parameters by the names of the model's own state dict."""
+        return dict(self.shadow)
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a saved average.
+
+        Raises:
+            KeyError: ``state`` holds other names than the model.
+        """
+        if state.keys() != self.shadow.keys():
+            raise KeyError(f"these names differ: {sorted(state.keys() ^ self.shadow.keys())[:5]}")
+        for name, value in self.shadow.items():
+            value.copy_(state[name])
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Overwrite the parameters of ``model`` with the averages."""
+        for name, value in model.named_parameters():
+            value.copy_(self.shadow[name])

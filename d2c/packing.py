@@ -1,0 +1,330 @@
+"""Pack: latents, labels and attachments into a versioned, hashed artifact (formats, format 1.0).
+
+Each shard is one part: what a shard holds depends on the picks and the seed alone, so a killed pack resumes by shard
+and any number of processes writes the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from formats.schema import ClassRow, Column
+from formats.shards import Sample
+from formats.writer import ArtifactWriter
+
+from d2c import __version__, readback, runtime
+from d2c import picks as picked
+from d2c.config import execution, identity
+from d2c.errors import D2CError, UsageError
+from d2c.latents import LatentCodec, LatentSpec, open_codec
+from d2c.picks import Picks
+from d2c.progress import Bar, Progress, Silent
+from d2c.runtime import Ranks
+from d2c.sources import Source, open_source
+from d2c.tokens import VisionTokens
+from d2c.workspace import Workspace
+from formats import open_artifact
+from formats.files import read_json
+from formats.hashing import xxh3, xxh3_json
+
+LATENT = "latent"
+ENCODE_BATCH = 32
+"""Images per codec call. Part of the bytes: another batch may round the VAE's sums another way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackingConfig:
+    """How to pack. ``selection``, ``text`` and ``vision`` are folder names in the workspace; None attaches nothing."""
+
+    workspace: Path = execution()
+    out: Path = execution()
+    selection: str
+    text: str | None = None
+    vision: str | None = None
+    container: Literal["tar", "parquet"] = "tar"
+    shards: int | None = None
+    licence: str = ""
+    """SPDX expression of the source's licence; publishing refuses an empty one."""
+    seed: int = 0
+    device: str = execution("auto")
+    gpus: int = execution(1)
+    threads: int = execution(4)
+    overwrite: bool = execution(False)
+
+    def __post_init__(self) -> None:
+        if self.container not in ("tar", "parquet"):
+            raise UsageError("unknown container", found=self.container, expected="tar or parquet")
+        if self.shards is not None and self.shards < 1:
+            raise UsageError("an artifact needs at least one shard", found=self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What goes into the artifact, gathered from the stages before."""
+
+    source: Path
+    codec: str
+    size: int
+    picks: Picks
+    classes: list[dict[str, Any]]
+    fields: dict[str, Any]
+    """Manifest fields that say where everything came from."""
+    text: Path | None = None
+    tokens: VisionTokens | None = None
+    unscored: bool = False
+    """The images were never read before: an unreadable one is left out, not an error."""
+
+    @property
+    def latent(self) -> LatentSpec:
+        return LatentSpec.from_dict(self.fields["latent"])
+
+    @property
+    def token_column(self) -> str:
+        return str(self.fields["encoders"]["vision"]["column"])
+
+    @property
+    def columns(self) -> list[Column]:
+        spec = self.latent
+        columns = [Column(LATENT, spec.dtype, (len(spec.moments), spec.channels, spec.size, spec.size))]
+        if self.tokens is not None:
+            columns.append(Column(self.token_column, "f2", self.tokens.shape))
+        return columns
+
+    @property
+    def bytes(self) -> int:
+        """Payload bytes of the finished artifact."""
+        return len(self.picks) * sum(column.nbytes for column in self.columns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `run` will write, and why; no reasons: the artifact is there already."""
+
+    config: PackingConfig
+    contents: Contents
+    digest: str
+    reasons: list[str]
+
+    @property
+    def shards(self) -> int:
+        """Shards asked for, or 8, 16 or 64 by the number of samples, and never more than samples."""
+        count = len(self.contents.picks)
+        default = 8 if count < 5_000 else 16 if count <= 50_000 else 64
+        return min(self.config.shards or default, count)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished artifact."""
+
+    path: Path
+    content_id: str
+    samples: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    plan: Plan
+    progress: Progress
+
+
+def plan(config: PackingConfig) -> Plan:
+    """Join the selection with its attachments and compare the whole with what lies at ``config.out``.
+
+    Raises:
+        D2CError: a stage before this one has not finished, or ``out`` holds something else.
+    """
+    workspace = Workspace(config.workspace)
+    scores = workspace.scores.require("d2c score DIR")
+    chosen = workspace.selection(config.selection).require("d2c select --ratio R")
+    text_stage = workspace.text(config.text) if config.text else None
+    vision_stage = workspace.vision(config.selection, config.vision) if config.vision else None
+    text = text_stage.require("d2c attach") if text_stage else None
+    vision = vision_stage.require("d2c attach") if vision_stage else None
+    summary = scores.summary
+    fields = {
+        "name": f"{summary['source']['name']}-{config.selection}",
+        "latent": {key: value for key, value in summary["codec"].items() if key != "name"},
+        "encoders": {
+            "text": text.summary if text else None,
+            "vision": {**vision.summary, "column": _column_name(vision.summary["name"])} if vision else None,
+        },
+        "source": {key: summary["source"][key] for key in ("name", "kind", "files", "fingerprint")},
+        "selection": {**chosen.config, "scorer": summary["scorer"]["facts"], "scores": scores.config},
+        "seeds": {"pack": config.seed, "selection": chosen.config["seed"], "score": scores.config["seed"]},
+    }
+    contents = Contents(
+        source=Path(summary["source"]["path"]),
+        codec=scores.config["codec"],
+        size=scores.config["size"],
+        picks=picked.load(workspace, config.selection),
+        classes=workspace.classes(),
+        fields=fields,
+        text=text_stage.path if text_stage else None,
+        tokens=VisionTokens.open(vision_stage) if vision_stage else None,
+    )
+    return _plan(config, contents, [record.digest for record in (scores, chosen, text, vision) if record])
+
+
+def plan_source(config: PackingConfig, source: Source, picks: Picks, codec: str, size: int) -> Plan:
+    """Plan to pack images that were not scored, without attachments: what a scorer is trained on."""
+    spec = open_codec(codec, size, torch.device("cpu")).spec
+    fields = {
+        "name": f"{source.path.name}-{config.selection}",
+        "latent": spec.to_dict(),
+        "encoders": {"text": None, "vision": None},
+        "source": {"name": source.path.name, "kind": source.kind, "files": len(source), "fingerprint": None},
+        "selection": {"method": config.selection, "images": len(picks)},
+        "seeds": {"pack": config.seed},
+    }
+    classes = [{"id": c.id, "name": c.name, "source_id": c.source_id} for c in source.classes]
+    contents = Contents(
+        source=source.path, codec=codec, size=size, picks=picks, classes=classes, fields=fields, unscored=True
+    )
+    return _plan(config, contents, [source.digest])
+
+
+def run(plan: Plan, progress: Progress | None = None) -> Result:
+    """Write every shard that is not written yet, then the manifest; read the whole back as another team would."""
+    progress = progress or Silent()
+    config = plan.config
+    if plan.reasons:
+        device = runtime.resolve_device(config.device)
+        with _writer(plan) as writer:
+            runtime.launch(_write_shards, _Job(plan, progress), workers=min(config.gpus, plan.shards), device=device)
+            runtime.once(lambda: _finish(writer, plan))
+    artifact = open_artifact(config.out)
+    size = sum(file.stat().st_size for file in config.out.rglob("*") if file.is_file())
+    return Result(path=config.out, content_id=artifact.content_id, samples=len(artifact), bytes=size)
+
+
+def packed_digest(out: Path) -> str | None:
+    """What the artifact at ``out`` was packed from, or None where there is no finished artifact."""
+    manifest = out / "manifest.json"
+    return str(read_json(manifest).get("packed_from")) if manifest.exists() else None
+
+
+def _plan(config: PackingConfig, contents: Contents, inputs: list[str]) -> Plan:
+    digest = xxh3_json({"config": identity(config), "inputs": inputs, "version": 1})
+    if not len(contents.picks):
+        raise D2CError("there is nothing to pack", where=contents.source, hint="select at least one image")
+    before = packed_digest(config.out)
+    if before is None and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise D2CError(
+            "there is something else where the artifact should go",
+            where=config.out,
+            expected="a new or empty folder, or a d2c artifact",
+            hint="choose another folder with --out",
+        )
+    reasons = [] if before == digest else ["not packed yet" if before is None else "its inputs or options changed"]
+    return Plan(
+        config=config, contents=contents, digest=digest, reasons=["--overwrite"] if config.overwrite else reasons
+    )
+
+
+def _writer(plan: Plan, *, lock: bool = True) -> ArtifactWriter:
+    config = plan.config
+    return ArtifactWriter(
+        config.out, config.container, plan.contents.columns, plan.shards, config_digest=plan.digest, lock=lock
+    )
+
+
+def _write_shards(ranks: Ranks, job: _Job) -> None:
+    plan, config, contents = job.plan, job.plan.config, job.plan.contents
+    device = runtime.resolve_device(config.device)
+    order = _storage_order(contents.picks, config.seed)
+    bounds = [len(order) * i // plan.shards for i in range(plan.shards + 1)]
+    with runtime.one_thread(device):
+        source = open_source(contents.source)
+        codec = open_codec(contents.codec, contents.size, device)
+        writer = _writer(plan, lock=False)
+        finished = writer.done_shards()
+        shown = job.progress if ranks.main else Silent()
+        done = sum(bounds[i + 1] - bounds[i] for i in finished)
+        with shown.bar("pack", len(order), "image", done=done) as bar:
+            for shard in range(ranks.rank, plan.shards, ranks.world):
+                if shard not in finished:
+                    rows = order[bounds[shard] : bounds[shard + 1]]
+                    writer.write(shard, _samples(plan, source, codec, rows, bounds[shard], bar, ranks.world))
+
+
+def _samples(
+    plan: Plan, source: Source, codec: LatentCodec, rows: list[int], first: int, bar: Bar, world: int
+) -> Iterator[Sample]:
+    contents = plan.contents
+    place = {row: first + offset for offset, row in enumerate(rows)}
+    for batch in picked.read(
+        source,
+        contents.picks,
+        rows,
+        contents.size,
+        batch=ENCODE_BATCH,
+        threads=plan.config.threads,
+        keep_bad=contents.unscored,
+    ):
+        raw = codec.encode(batch.pixels)
+        table = contents.picks.table.take(batch.indices).to_pylist()
+        for i, (row, facts) in enumerate(zip(batch.indices, table, strict=True)):
+            arrays: dict[str, np.ndarray[Any, Any]] = {LATENT: raw[i]}
+            if contents.tokens is not None:
+                arrays[contents.token_column] = contents.tokens[int(row)]
+            info = {
+                "source_key": facts["key"],
+                "class_id": facts["label"],
+                "source_xxh3": batch.digests[i],
+                "source_bytes": batch.sizes[i],
+                "width": batch.crops[i][0],
+                "height": batch.crops[i][1],
+                "score": facts["score"],
+                "selection_rank": facts["rank"],
+            }
+            yield Sample(f"{place[int(row)]:08d}", facts["label"], arrays, info)
+        bar.advance(len(table) * world)
+
+
+def _finish(writer: ArtifactWriter, plan: Plan) -> None:
+    contents, config = plan.contents, plan.config
+    labels, counts = np.unique(writer.labels(), return_counts=True)
+    have = dict(zip(labels.tolist(), counts.tolist(), strict=True))
+    prompts = read_json(contents.text / "prompts.json") if contents.text else None
+    classes = [
+        ClassRow(
+            id=row["id"],
+            name=row["name"],
+            source_id=row["source_id"],
+            prompt=prompts[row["id"]] if prompts else "",
+            count=have.get(row["id"], 0),
+        )
+        for row in contents.classes
+    ]
+    tables = (
+        {name: np.load(contents.text / f"{name}.npy", allow_pickle=False) for name in ("text_embeds", "text_mask")}
+        if contents.text
+        else {}
+    )
+    fields = {
+        **contents.fields,
+        "preprocess": {"crop": "adm-center-crop", "size": contents.size},
+        "licence": {"spdx": config.licence, "images_included": False},
+        "tool": {"d2c": __version__},
+        "packed_from": plan.digest,
+    }
+    chosen = contents.picks.table.select(["key", "label", "rank"]).to_pylist()
+    readback.check(writer.finish(fields, classes, tables, chosen))
+
+
+def _storage_order(picks: Picks, seed: int) -> list[int]:
+    # By a hash of the key: a sequential reader meets mixed classes, and the order of the picks table plays no part.
+    draws = [xxh3(f"pack\0{seed}\0{key}".encode()) for key in picks.keys]
+    return sorted(range(len(draws)), key=draws.__getitem__)
+
+
+def _column_name(encoder: str) -> str:
+    name = "".join(c if c.isalnum() else "_" for c in encoder.lower()).strip("_")
+    return name[:32] or "vision"

@@ -1,0 +1,138 @@
+"""The picked images, joined by key and content hash with the source they came from."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from d2c import batches, runtime
+from d2c.batches import Batch
+from d2c.errors import D2CError
+from d2c.sources import Source
+from d2c.workspace import SCORES, SELECTION, Workspace
+from formats.files import read_table
+
+
+@dataclass(frozen=True)
+class Picks:
+    """A table of picked images, sorted by key.
+
+    Columns: key, label, score, class_rank, rank, and from the scores xxh3 (of the file's bytes), bytes, width, height.
+    """
+
+    table: pa.Table
+
+    @property
+    def keys(self) -> list[str]:
+        return list(self.table["key"].to_pylist())
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+
+def load(workspace: Workspace, selection: str) -> Picks:
+    """The picks of a finished selection."""
+    chosen = read_table(workspace.selection(selection).path / SELECTION)
+    scored = read_table(workspace.scores.path / SCORES, columns=["key", "xxh3", "bytes", "width", "height"])
+    joined = chosen.join(scored, keys="key", join_type="inner")
+    if joined.num_rows != chosen.num_rows:
+        raise D2CError(
+            "the selection names images that have no score",
+            where=workspace.path,
+            found=f"{chosen.num_rows - joined.num_rows} of {chosen.num_rows} keys",
+            hint="run d2c select again",
+        )
+    return Picks(joined.sort_by("key"))
+
+
+def everything(source: Source, *, limit: int, seed: int) -> Picks:
+    """All images of an unscored source, or a random ``limit`` of them; what only scoring finds out is null."""
+    rows = np.arange(len(source))
+    if len(source) > limit:
+        rows = np.sort(runtime.rng("subset", seed).permutation(len(source))[:limit])
+    table = pa.table({"key": [source.keys[row] for row in rows], "label": pa.array(source.labels[rows], pa.int32())})
+    for name, kind in _UNKNOWN.items():
+        table = table.append_column(name, pa.nulls(len(rows), kind))
+    return Picks(table)
+
+
+_UNKNOWN = {
+    "score": pa.float64(),
+    "class_rank": pa.int32(),
+    "rank": pa.int32(),
+    "xxh3": pa.string(),
+    "bytes": pa.int64(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+}
+
+
+def read(
+    source: Source, picks: Picks, rows: Sequence[int], size: int, *, batch: int, threads: int, keep_bad: bool = False
+) -> Iterator[Batch]:
+    """Read the picks in ``rows``, in batches; the batch's ``indices`` are rows of ``picks``.
+
+    Raises:
+        D2CError: an image is gone, unreadable (unless ``keep_bad``, which leaves it out), or not the one that was
+            scored.
+    """
+    keys = picks.table["key"]
+    digests = picks.table["xxh3"]
+    row_of = {_locate(source, keys[row].as_py()): row for row in rows}
+    for loaded in batches.load(source, list(row_of), size, batch=batch, threads=threads):
+        for bad in loaded.bad:
+            if not keep_bad:
+                raise D2CError(
+                    "a picked image can no longer be read",
+                    where=f"{source.path}: {bad.key}",
+                    found=bad.reason,
+                    hint="run d2c score again: it takes note of what changed",
+                )
+        own = [row_of[int(index)] for index in loaded.indices]
+        for row, digest in zip(own, loaded.digests, strict=True):
+            expected = digests[row].as_py()
+            if expected is not None and digest != expected:
+                raise D2CError(
+                    "an image changed since it was scored",
+                    where=f"{source.path}: {keys[row].as_py()}",
+                    found=f"xxh3 {digest}",
+                    expected=f"xxh3 {expected}",
+                    hint="run d2c score again",
+                )
+        yield replace(loaded, indices=np.asarray(own, dtype=np.int64))
+
+
+def _locate(source: Source, key: str) -> int:
+    index = bisect_left(source.keys, key)
+    if index == len(source.keys) or source.keys[index] != key:
+        raise D2CError(
+            "a picked image is no longer in the source",
+            where=source.path,
+            found=f"no {key}",
+            hint="run d2c score again",
+        )
+    return index
+
+
+def class_indices(source: Source, known: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The index that a model of ``known`` classes gives to each class of the source: int64 [C].
+
+    Raises:
+        D2CError: the model was trained on another class list.
+    """
+    if known == len(source.classes):
+        return np.arange(known, dtype=np.int64)
+    if source.imagenet_ids is not None and known == 1000:
+        return source.imagenet_ids
+    raise D2CError(
+        "the scorer was trained on another class list than the source's",
+        where=source.path,
+        found=f"{len(source.classes)} classes",
+        expected=f"{known} classes",
+        hint="score with a scorer of this data: --scorer train",
+    )

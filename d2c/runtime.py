@@ -1,0 +1,193 @@
+"""Where a job runs: device, precision, seeds, and processes. The one module that reads torchrun's variables."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from d2c.errors import D2CError, UsageError
+from formats.hashing import xxh3
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the ones that share a job."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+
+def ranks() -> Ranks:
+    """This process's place, as torchrun (or d2c's own launcher) set it; alone where neither did."""
+    return Ranks(
+        rank=int(os.environ.get("RANK", "0")),
+        world=int(os.environ.get("WORLD_SIZE", "1")),
+        local=int(os.environ.get("LOCAL_RANK", "0")),
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``, as this rank's device.
+
+    Raises:
+        D2CError: CUDA was asked for and torch sees none.
+        UsageError: the name is none of these.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cpu":
+        return torch.device("cpu")
+    if not (name == "cuda" or (name.startswith("cuda:") and name[5:].isdigit())):
+        raise UsageError("unknown device", found=name, expected="auto, cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        raise D2CError(
+            "torch sees no GPU on this machine",
+            found=f"--device {name}",
+            hint="add --device cpu, or set D2C_DEVICE=cpu",
+        )
+    return torch.device(name if ":" in name else f"cuda:{ranks().local % torch.cuda.device_count()}")
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """``auto`` is bf16 on a GPU and fp32 on a CPU."""
+    if name != "auto":
+        return name
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+@contextmanager
+def autocast(precision: str, device: torch.device) -> Iterator[None]:
+    """Mixed precision over fp32 weights; fp32 is left alone."""
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+        yield
+
+
+def seed_of(*parts: object) -> int:
+    """A 63-bit seed that is a pure function of its parts."""
+    return int(xxh3("\0".join(map(str, parts)).encode())[:16], 16) >> 1
+
+
+def generator(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator seeded by ``seed_of(*parts)``."""
+    return torch.Generator(device).manual_seed(seed_of(*parts))
+
+
+def rng(*parts: object) -> np.random.Generator:
+    """A numpy generator seeded by ``seed_of(*parts)``."""
+    return np.random.Generator(np.random.PCG64(seed_of(*parts)))
+
+
+@contextmanager
+def one_thread(device: torch.device) -> Iterator[None]:
+    """Run CPU arithmetic on one thread: sums must not depend on how many processes share the cores."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def once(action: Callable[[], T]) -> T | None:
+    """Under torchrun, let the first rank do it while the others wait; alone, just do it. Others get None."""
+    here = ranks()
+    if here.world == 1:
+        return action()
+    _join(resolve_device("cpu"))
+    try:
+        return action() if here.main else None
+    finally:
+        dist.barrier()
+
+
+def launch(worker: Callable[[Ranks, Any], None], argument: Any, *, workers: int, device: torch.device) -> None:
+    """Run ``worker(ranks, argument)`` on ``workers`` processes and wait for all of them.
+
+    Under torchrun the processes exist already. One worker runs in this process. More are started through torch's
+    elastic launcher; ``worker`` and ``argument`` must then be picklable.
+
+    Raises:
+        D2CError: a worker died; what it finished is kept.
+    """
+    here = ranks()
+    if here.world > 1:
+        _join(device)
+        worker(here, argument)
+        dist.barrier()
+    elif workers <= 1:
+        worker(Ranks(), argument)
+    else:
+        _spawn(worker, argument, workers, device)
+
+
+def _spawn(worker: Callable[[Ranks, Any], None], argument: Any, workers: int, device: torch.device) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    if device.type == "cuda" and workers > torch.cuda.device_count():
+        raise UsageError(
+            "there are fewer GPUs than asked for",
+            found=f"--gpus {workers}",
+            expected=f"at most {torch.cuda.device_count()}",
+        )
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=workers,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, _child)(worker, argument, device.type)
+    except ChildFailedError as error:
+        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
+        raise D2CError(
+            "a worker process failed",
+            where=f"rank {min(error.failures)}",
+            found=_last_line(first.message),
+            hint="finished parts are kept: run the same command again",
+        ) from error
+
+
+def _child(worker: Callable[[Ranks, Any], None], argument: Any, device_type: str) -> None:
+    _join(torch.device(device_type))
+    try:
+        worker(ranks(), argument)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def _join(device: torch.device) -> None:
+    if dist.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(ranks().local % torch.cuda.device_count())
+        dist.init_process_group("cpu:gloo,cuda:nccl")
+    else:
+        dist.init_process_group("gloo")
+
+
+def _last_line(message: object) -> str:
+    text = message.get("message", "") if isinstance(message, dict) else str(message)
+    return text.strip().splitlines()[-1] if text.strip() else "no message (killed?)"

@@ -1,0 +1,423 @@
+"""Train a SiT or DiT straight from the shards: ``loss = denoising + lambda * alignment`` (paper, section 3.4).
+
+Batches, times, noise and dropped conditions are pure functions of (seed, step), drawn for the whole batch and then
+shared out, so that a resumed run repeats an undisturbed one and any number of ranks trains on the same draws.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from d2c import checkpoint, runtime
+from d2c.checkpoint import State
+from d2c.config import differences, execution
+from d2c.ema import Ema
+from d2c.errors import D2CError, UsageError
+from d2c.generator import DONE, MODEL, RUN, TEXT, WEIGHTS
+from d2c.latents import to_model
+from d2c.loading import Loader
+from d2c.progress import Progress, Silent
+from d2c.recipe import Recipe
+from d2c.runtime import Ranks
+from d2c.sit import ModelSpec, SiT, model_spec
+from d2c.transport import Objective, alignment_loss, objective_for
+from formats import Artifact, open_artifact
+from formats.files import read_json, remove_tree, write_bytes, write_json
+
+STATS = "stats.jsonl"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What to train on what. ``recipe`` holds every number; ``out`` is the run's folder."""
+
+    artifact: Path = execution()
+    out: Path = execution()
+    model: str
+    recipe: Recipe
+    precision: str = "auto"
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 500
+    device: str = execution("auto")
+    gpus: int = execution(1)
+    overwrite: bool = execution(False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `run` will do."""
+
+    config: TrainingConfig
+    spec: ModelSpec
+    identity: dict[str, Any]
+    samples: int
+    done: bool
+    token_column: str | None
+    notes: list[str]
+
+    @property
+    def passes(self) -> float:
+        """How often each image is seen."""
+        return self.config.recipe.steps * self.config.recipe.batch_size / self.samples
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    path: Path
+    steps: int
+    loss: float
+    passes_per_image: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Job:
+    plan: Plan
+    progress: Progress
+
+
+def plan(config: TrainingConfig) -> Plan:
+    """Open the artifact, fit the model to it, and compare with the run that ``out`` may hold.
+
+    Raises:
+        D2CError: the model's grid is not the stored tokens', or ``out`` holds another run.
+    """
+    artifact = open_artifact(config.artifact)
+    recipe, encoders, latent = config.recipe, artifact.manifest["encoders"], artifact.manifest["latent"]
+    notes = []
+    if recipe.text and not encoders["text"]:
+        notes.append("the artifact holds no text: training on class labels alone")
+    if recipe.align and not encoders["vision"]:
+        notes.append("the artifact holds no vision tokens: training without alignment")
+    text = encoders["text"] if recipe.text else None
+    vision = encoders["vision"] if recipe.align else None
+    family = "dit" if recipe.objective == "eps" else "sit"
+    if config.model.split("-")[0].lower() != family:
+        raise UsageError(
+            "the recipe trains another objective than the model's",
+            found=f"--model {config.model} --recipe {recipe.name}",
+            expected=f"a {family}-... model",
+        )
+    spec = model_spec(
+        config.model,
+        latent["size"],
+        latent["channels"],
+        len(artifact.classes),
+        text_dim=text["dim"] if text else None,
+        align_dim=vision["dim"] if vision else None,
+    )
+    column = str(vision["column"]) if vision else None
+    if vision and vision["grid"] != spec.grid:
+        raise D2CError(
+            "the model's tokens lie on another grid than the stored vision tokens",
+            where=config.artifact,
+            found=f"{spec.name}: {spec.grid} x {spec.grid}, stored: {vision['grid']} x {vision['grid']}",
+            hint=f"use a /{latent['size'] // vision['grid']} model, or attach again with --grid {spec.grid}",
+        )
+    identity = {
+        "content_id": artifact.content_id,
+        "model": spec.name,
+        "recipe": {**asdict(recipe), "betas": list(recipe.betas)},
+        "precision": runtime.resolve_precision(config.precision, runtime.resolve_device(config.device)),
+        "seed": config.seed,
+        "log_every": config.log_every,
+    }
+    return Plan(config, spec, identity, len(artifact), _compare(config, identity), column, notes)
+
+
+def run(plan: Plan, progress: Progress | None = None) -> Result:
+    """Train to the recipe's last step, from the newest checkpoint where there is one."""
+    progress = progress or Silent()
+    config = plan.config
+    for note in plan.notes:
+        progress.warn(note)
+    if not plan.done:
+        device = runtime.resolve_device(config.device)
+        runtime.once(lambda: _open_run(plan))
+        runtime.launch(_train, _Job(plan, progress), workers=config.gpus, device=device)
+    done = read_json(config.out / DONE)
+    return Result(
+        path=config.out,
+        steps=done["step"],
+        loss=done["loss"],
+        passes_per_image=round(plan.passes, 1),
+        seconds=_seconds(config.out),
+    )
+
+
+def _compare(config: TrainingConfig, identity: dict[str, Any]) -> bool:
+    """Whether ``out`` holds this very run, finished. More steps than before continue it."""
+    if not (config.out / RUN).exists():
+        if config.out.exists() and any(config.out.iterdir()) and not config.overwrite:
+            raise D2CError(
+                "there is something else where the run should go",
+                where=config.out,
+                expected="a new or empty folder, or an earlier run",
+                hint="choose another folder with --out",
+            )
+        return False
+    before = read_json(config.out / RUN)["identity"]
+    flat_before, flat_now = _flat(before), _flat(identity)
+    changed = [line for line in differences(flat_before, flat_now) if not line.startswith("recipe.steps")]
+    if config.overwrite:
+        return False
+    if changed:
+        raise D2CError(
+            "there is another run in this folder",
+            where=config.out,
+            found="; ".join(changed),
+            hint="choose another folder with --out, or --overwrite",
+        )
+    done = config.out / DONE
+    return done.exists() and int(read_json(done)["step"]) >= config.recipe.steps
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    recipe = {f"recipe.{name}": value for name, value in identity["recipe"].items()}
+    return {**{name: value for name, value in identity.items() if name != "recipe"}, **recipe}
+
+
+def _open_run(plan: Plan) -> None:
+    config = plan.config
+    if config.overwrite:
+        remove_tree(config.out)
+    config.out.mkdir(parents=True, exist_ok=True)
+    artifact = open_artifact(config.artifact)
+    text = {name: torch.from_numpy(artifact.table(name)) for name in ("text_embeds", "text_mask") if plan.spec.text_dim}
+    checkpoint.save_tensors(config.out / TEXT, text)
+    write_json(config.out / MODEL, plan.spec.to_dict())
+    classes = [asdict(row) for row in artifact.classes]
+    write_json(
+        config.out / RUN,
+        {
+            "identity": plan.identity,
+            "latent": artifact.manifest["latent"],
+            "classes": classes,
+            "artifact": str(config.artifact.resolve()),
+        },
+    )
+
+
+@dataclass
+class _Trainer:
+    """Everything that one rank holds while it trains."""
+
+    plan: Plan
+    model: SiT
+    wrapped: nn.Module
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+    objective: Objective
+    loader: Loader
+    text: Tensor | None
+    mask: Tensor | None
+    device: torch.device
+    ranks: Ranks
+
+    @staticmethod
+    def build(plan: Plan, ranks: Ranks) -> _Trainer:
+        config, recipe = plan.config, plan.config.recipe
+        device = runtime.resolve_device(config.device)
+        artifact = open_artifact(config.artifact)
+        # Weights are drawn on the CPU, so that they do not depend on the device.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(runtime.seed_of("init", config.seed))
+            model = SiT(plan.spec)
+        model = model.to(device)
+        optimizer = torch.optim.AdamW(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=recipe.lr,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        wrapped: nn.Module = model
+        if ranks.world > 1:
+            ids = [device.index] if device.type == "cuda" else None
+            wrapped = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
+        loader = Loader(
+            artifact,
+            batch_size=recipe.batch_size,
+            seed=config.seed,
+            device=device,
+            token_column=plan.token_column,
+            rank=ranks.rank,
+            world=ranks.world,
+        )
+        text, mask = _text_tables(artifact, plan.spec, device)
+        ema = Ema(model, recipe.ema_decay)
+        objective = objective_for(plan.spec.objective)
+        return _Trainer(plan, model, wrapped, ema, optimizer, objective, loader, text, mask, device, ranks)
+
+    def losses(self, step: int) -> tuple[Tensor, Tensor]:
+        """Denoising and alignment loss of this rank's part of the batch at ``step``, each a scalar."""
+        plan, recipe = self.plan, self.plan.config.recipe
+        batch = self.loader.batch(step)
+        t, noise, posterior, null = self._draws(step)
+        latents = to_model(batch.raw, self.loader.latent, posterior)
+        z_t = self.objective.corrupt(latents, noise, t)
+        with runtime.autocast(plan.identity["precision"], self.device):
+            output = self.wrapped(
+                z_t,
+                self.objective.model_time(t),
+                batch.labels,
+                self.text[batch.labels] if self.text is not None else None,
+                self.mask[batch.labels] if self.mask is not None else None,
+                null=null,
+                return_tokens=batch.tokens is not None,
+            )
+        prediction, tokens = output if batch.tokens is not None else (output, None)
+        denoising = self.objective.loss(prediction, latents, noise, t).mean()
+        if batch.tokens is None:
+            return denoising, torch.zeros((), device=self.device)
+        return denoising, recipe.align_weight * alignment_loss(tokens, batch.tokens)
+
+    def _draws(self, step: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Times, noise, posterior noise and null mask: drawn for the whole batch, cut to this rank's images."""
+        recipe, spec, config = self.plan.config.recipe, self.plan.spec, self.plan.config
+        generator = runtime.generator("step", config.seed, step, device=self.device)
+        count, shape = recipe.batch_size, (spec.channels, spec.input_size, spec.input_size)
+        mine = slice(self.ranks.rank, None, self.ranks.world)
+        t = self.objective.sample_t(count, generator)[mine]
+        noise = torch.randn(count, *shape, generator=generator, device=self.device)[mine]
+        null = (torch.rand(count, generator=generator, device=self.device) < recipe.class_dropout)[mine]
+        posterior = None
+        if len(self.loader.latent.moments) > 1:
+            posterior = torch.randn(count, *shape, generator=generator, device=self.device)[mine]
+        return t, noise, posterior, null
+
+    def step(self, step: int) -> Tensor:
+        """One optimizer step; returns [denoising, alignment, gradient norm] without waiting for the device."""
+        denoising, alignment = self.losses(step)
+        (denoising + alignment).backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.config.recipe.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.model)
+        return torch.stack([denoising.detach(), alignment.detach(), norm.detach()])
+
+    def state(self, step: int) -> State:
+        optimizer = {
+            f"{index}.{name}": value
+            for index, values in self.optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+        tensors = {
+            **checkpoint.prefixed(self.model.state_dict(), "model"),
+            **checkpoint.prefixed(self.ema.state_dict(), "ema"),
+            **checkpoint.prefixed(optimizer, "opt"),
+        }
+        return State(step, tensors, {"content_id": self.plan.identity["content_id"]})
+
+    def restore(self, state: State) -> int:
+        self.model.load_state_dict(checkpoint.under(state.tensors, "model"))
+        self.ema.load_state_dict(checkpoint.under(state.tensors, "ema"))
+        values = self.optimizer.state_dict()
+        values["state"] = {}
+        for name, tensor in checkpoint.under(state.tensors, "opt").items():
+            index, field = name.split(".")
+            values["state"].setdefault(int(index), {})[field] = tensor
+        self.optimizer.load_state_dict(values)
+        return state.step
+
+
+def _train(ranks: Ranks, job: _Job) -> None:
+    plan, config = job.plan, job.plan.config
+    trainer = _Trainer.build(plan, ranks)
+    progress = job.progress if ranks.main else Silent()
+    newest = checkpoint.latest(config.out / CHECKPOINTS)
+    first = trainer.restore(newest) if newest else 0
+    last = config.recipe.steps
+    if ranks.main:
+        _forget_after(config.out / STATS, first)
+    total, logged = torch.zeros(3, device=trainer.device), first
+    started = time.perf_counter()
+    trainer.wrapped.train()
+    with progress.bar("train", last, "step", done=first) as bar:
+        for step in range(first, last):
+            total += trainer.step(step)
+            taken = step + 1
+            if taken % config.log_every == 0 or taken == last:
+                line = _log(trainer, taken, total / (taken - logged), ranks)
+                bar.advance(taken - logged, f"loss {line['loss']:.4f}")
+                logged = taken
+                total.zero_()
+            if taken == last or taken % _checkpoint_every(config) == 0:
+                started = _save(trainer, taken, started, ranks)
+    if ranks.main:
+        checkpoint.save_tensors(config.out / WEIGHTS, trainer.ema.state_dict(), {"step": last})
+        final = json.loads((config.out / STATS).read_text(encoding="utf-8").splitlines()[-1])
+        write_json(config.out / DONE, {"step": last, "loss": final["loss"]})
+
+
+def _checkpoint_every(config: TrainingConfig) -> int:
+    # A multiple of log_every: the running mean of the losses is then empty when the state is saved.
+    return -(-config.checkpoint_every // config.log_every) * config.log_every
+
+
+def _save(trainer: _Trainer, step: int, started: float, ranks: Ranks) -> float:
+    out = trainer.plan.config.out
+    if ranks.main:
+        checkpoint.save(out / CHECKPOINTS, trainer.state(step))
+        with (out / "cost.jsonl").open("a", encoding="utf-8") as stream:
+            seconds = round((time.perf_counter() - started) * ranks.world, 3)
+            stream.write(json.dumps({"seconds": seconds, "step": step, "device": trainer.device.type}) + "\n")
+    return time.perf_counter()
+
+
+def _log(trainer: _Trainer, step: int, means: Tensor, ranks: Ranks) -> dict[str, Any]:
+    if ranks.world > 1:
+        dist.all_reduce(means)
+        means = means / ranks.world
+    denoising, alignment, norm = (round(float(value), 6) for value in means)
+    line = {
+        "step": step,
+        "loss": round(denoising + alignment, 6),
+        "denoising": denoising,
+        "alignment": alignment,
+        "grad_norm": norm,
+    }
+    if not all(value == value and abs(value) != float("inf") for value in line.values()):
+        raise D2CError(
+            "training diverged: the loss is not a number",
+            where=trainer.plan.config.out,
+            found=f"step {step}",
+            hint="the last checkpoint is kept; try a smaller learning rate or --precision fp32",
+        )
+    if ranks.main:
+        with (trainer.plan.config.out / STATS).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+    return line
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop the lines that an interrupted run wrote after its last checkpoint: they come again."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    write_bytes(path, "".join(line + "\n" for line in kept).encode())
+
+
+def _text_tables(artifact: Artifact, spec: ModelSpec, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    if spec.text_dim is None:
+        return None, None
+    embeds = torch.from_numpy(artifact.table("text_embeds")).float().to(device)
+    return embeds, torch.from_numpy(artifact.table("text_mask")).to(device)
+
+
+def _seconds(run: Path) -> float:
+    path = run / "cost.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return round(sum(json.loads(line)["seconds"] for line in lines), 1)

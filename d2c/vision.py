@@ -1,0 +1,345 @@
+"""Frozen vision encoders: one token per cell of the trained model's grid, for every picked image.
+
+Tokens are stored for the image as cropped (``view="orig"``), in row-major order from the top left, as the tokens of
+a SiT or DiT are. No encoder ever runs with random weights: a checkpoint is loaded whole, or there is an error.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from d2c.encoders import (
+    UNREADABLE,
+    EncoderInfo,
+    first_line,
+    from_hub,
+    frozen,
+    load_open_clip,
+    revision_of,
+    weights_digest,
+)
+from d2c.errors import D2CError
+from d2c.latents import LatentCodec, to_model
+
+DINOV2 = "vit_base_patch14_dinov2.lvd142m"
+"""What the paper attached (section 3.3): ViT-B/14, 256 tokens of 768 at 224 px."""
+BICUBIC = "normalise, then bicubic (half-pixel centres, no antialiasing)"
+_SCORER = "or use the scorer's own tokens, which need no download: --vision scorer"
+_GRAMMAR = "scorer[:BLOCK[@TIME]], dinov2, timm:MODEL[:FILE] or open_clip:MODEL:TAG_OR_FILE"
+
+
+class VisionEncoder(Protocol):
+    """A frozen map from images to a grid of tokens."""
+
+    @property
+    def info(self) -> EncoderInfo: ...
+
+    def encode(self, pixels: NDArray[np.uint8], labels: NDArray[Any]) -> NDArray[np.float16]:
+        """uint8 [N, S, S, 3] and class ids [N] -> float16 [N, grid * grid, dim].
+
+        Only ``scorer`` reads the labels, and it takes those that the scorer was trained with.
+
+        Raises:
+            D2CError: a token is NaN or does not fit float16, or the tokens do not make the grid.
+        """
+        ...
+
+
+class Scorer(Protocol):
+    """What `ScorerTokens` needs of a scorer: its hidden tokens, and where they lie."""
+
+    @property
+    def grid(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def hidden(self, latents: Tensor, t: Tensor, labels: Tensor, depth: int, noise: Tensor) -> Tensor:
+        """Latents [N, C, H, W], times [N] in [0, 1] (1 = noise), labels [N], noise [N, C, H, W] -> [N, T, width]."""
+        ...
+
+
+def open_vision(
+    name: str,
+    grid: int,
+    device: torch.device,
+    *,
+    scorer: Scorer | None = None,
+    codec: LatentCodec | None = None,
+    seed: int = 0,
+) -> VisionEncoder:
+    """The encoder ``name`` for a ``grid`` x ``grid`` token grid.
+
+    ``dinov2``, ``timm:MODEL`` (weights of timm's hub repository), ``timm:MODEL:FILE``,
+    ``open_clip:MODEL:TAG_OR_FILE``, or ``scorer``, ``scorer:BLOCK``, ``scorer:BLOCK@TIME`` with ``scorer``, ``codec``
+    and ``seed`` given.
+
+    Raises:
+        D2CError: unknown name, a grid the encoder cannot make, or weights that are missing or unreachable.
+    """
+    family, _, rest = name.partition(":")
+    if family == "scorer" and scorer is not None and codec is not None:
+        depth, timestep = _scorer_point(rest)
+        return ScorerTokens(scorer, codec, grid, device, depth=depth, timestep=timestep, seed=seed)
+    if name == "dinov2":
+        return TimmTokens(DINOV2, None, grid, device)
+    if family == "timm" and rest:
+        model, _, file = rest.partition(":")
+        return TimmTokens(model, Path(file).expanduser() if file else None, grid, device)
+    if family == "open_clip" and rest:
+        return OpenClipTokens(rest, grid, device)
+    raise D2CError(f"there is no vision encoder {name!r} here", expected=_GRAMMAR, hint="--vision dinov2")
+
+
+class TimmTokens:
+    """Patch tokens of a plain vision transformer from timm, after its final norm, prefix tokens dropped."""
+
+    def __init__(self, name: str, file: Path | None, grid: int, device: torch.device) -> None:
+        import timm
+
+        hint = f"give a weights file: --vision timm:{name}:FILE; {_SCORER}"
+        architecture = name.split(".", maxsplit=1)[0]
+        if not timm.is_model(architecture):
+            raise D2CError(f"timm knows no model {name!r}", hint="--vision dinov2, or see timm.list_models('vit_*')")
+        path = _timm_weights(name, file, hint)
+        patch = _timm_patch(architecture)
+        input_px = grid * patch
+        try:
+            state = timm.models.load_state_dict(str(path))
+            model: Any = timm.create_model(
+                name,
+                pretrained=True,
+                pretrained_cfg_overlay={"file": str(path), "custom_load": False},
+                img_size=input_px,
+                num_classes=0,
+            )
+        except UNREADABLE as error:
+            raise D2CError(
+                f"this file does not fit timm's {name} at {grid} x {grid} tokens ({input_px} px)",
+                where=path,
+                found=first_line(error),
+                hint=hint,
+            ) from error
+        # timm loads leniently where the classifier differs, so a missing tensor would silently stay random.
+        convert = getattr(inspect.getmodule(timm.model_entrypoint(architecture)), "checkpoint_filter_fn", None)
+        given = convert(dict(state), model) if convert else state
+        missing = sorted(set(model.state_dict()) - set(given))
+        if missing:
+            raise D2CError("the weights are incomplete", where=path, found=f"no {', '.join(missing[:3])}", hint=hint)
+        config: dict[str, Any] = model.pretrained_cfg
+        self.info = EncoderInfo(
+            name=f"timm:{name}",
+            source=f"file:{path.name}" if file else f"hf://{config['hf_hub_id']}",
+            revision=revision_of(path),
+            weights_xxh3=weights_digest(state),
+            dim=int(model.num_features),
+            tokens=grid * grid,
+            layer="forward_features, prefix tokens dropped",
+            grid=grid,
+            input_px=input_px,
+            resize=BICUBIC,
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            view="orig",
+        )
+        self._prefix = int(model.num_prefix_tokens)
+        self._model: Any = frozen(model, device)
+        self._device = device
+
+    @torch.inference_mode()
+    def encode(self, pixels: NDArray[np.uint8], labels: NDArray[Any]) -> NDArray[np.float16]:
+        images = _prepare(pixels, self.info, self._device)
+        return _checked(self._model.forward_features(images)[:, self._prefix :], self.info)
+
+
+class OpenClipTokens:
+    """Patch tokens of an open_clip image tower, after its last block and post layer norm, without the class token."""
+
+    def __init__(self, spec: str, grid: int, device: torch.device) -> None:
+        import open_clip
+        from open_clip.transformer import VisionTransformer
+
+        name = spec.partition(":")[0]
+        hint = f"give a checkpoint file: --vision open_clip:{name}:FILE; {_SCORER}"
+        config = (open_clip.get_model_config(name) or {}).get("vision_cfg", {})
+        if not config.get("patch_size") or config.get("attentional_pool"):
+            raise D2CError(
+                f"{name} is no open_clip model with a plain vision transformer",
+                hint="such as open_clip:ViT-L-14:TAG; image towers that come from timm: --vision timm:MODEL",
+            )
+        patch = int(config["patch_size"])
+        loaded = load_open_clip(spec, device, image_size=grid * patch, hint=hint)
+        visual: Any = loaded.model.visual
+        assert isinstance(visual, VisionTransformer)
+        self._visual = visual
+        self._device = device
+        self.info = EncoderInfo(
+            name=f"open_clip:{loaded.name}",
+            source=loaded.source,
+            revision=loaded.revision,
+            weights_xxh3=loaded.weights_xxh3,
+            dim=int(config["width"]),
+            tokens=grid * grid,
+            layer="last block, post layer norm",
+            grid=grid,
+            input_px=grid * patch,
+            resize=BICUBIC,
+            mean=tuple(visual.image_mean),
+            std=tuple(visual.image_std),
+            view="orig",
+        )
+
+    @torch.inference_mode()
+    def encode(self, pixels: NDArray[np.uint8], labels: NDArray[Any]) -> NDArray[np.float16]:
+        features = self._visual.forward_intermediates(
+            _prepare(pixels, self.info, self._device),
+            indices=1,
+            normalize_intermediates=True,
+            intermediates_only=True,
+            output_fmt="NLC",
+        )
+        return _checked(features["image_intermediates"][-1], self.info)
+
+
+class ScorerTokens:
+    """The scorer's own tokens after block ``depth`` at time ``timestep``: in-domain, and no download.
+
+    Every image meets the same noise, drawn from ``seed``, so tokens depend on neither batch nor order.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        codec: LatentCodec,
+        grid: int,
+        device: torch.device,
+        *,
+        depth: int = 8,
+        timestep: float = 0.25,
+        seed: int = 0,
+        source: str = "scorer",
+        weights_xxh3: str = "",
+    ) -> None:
+        if scorer.grid != grid:
+            raise D2CError(
+                "the scorer's tokens lie on another grid than the model's",
+                found=f"{scorer.grid} x {scorer.grid}",
+                expected=f"{grid} x {grid}",
+                hint=f"train a model with that grid, or attach: --vision timm:{DINOV2}",
+            )
+        spec = codec.spec
+        self._scorer, self._codec, self._device = scorer, codec, device
+        self._depth, self._timestep = depth, timestep
+        generator = torch.Generator().manual_seed(seed)
+        self._noise = torch.randn(1, spec.channels, spec.size, spec.size, generator=generator).to(device)
+        self.info = EncoderInfo(
+            name="scorer",
+            source=source,
+            revision="",
+            weights_xxh3=weights_xxh3,
+            dim=scorer.width,
+            tokens=grid * grid,
+            layer=f"block {depth}",
+            grid=grid,
+            input_px=spec.pixels,
+            resize="none",
+            view="orig",
+            settings=(("codec", spec.codec), ("depth", depth), ("seed", seed), ("timestep", timestep)),
+        )
+
+    @torch.inference_mode()
+    def encode(self, pixels: NDArray[np.uint8], labels: NDArray[Any]) -> NDArray[np.float16]:
+        raw = torch.from_numpy(self._codec.encode(pixels)).to(self._device)
+        latents = to_model(raw, self._codec.spec)  # [N, C, H, W]
+        times = torch.full((len(latents),), self._timestep, device=self._device)
+        classes = torch.from_numpy(np.asarray(labels, np.int64)).to(self._device)
+        hidden = self._scorer.hidden(latents, times, classes, self._depth, self._noise.expand_as(latents))
+        return _checked(hidden, self.info)
+
+
+def _scorer_point(text: str) -> tuple[int, float]:
+    """``BLOCK@TIME`` -> block and time; either part may be left out."""
+    block, _, time = text.partition("@")
+    try:
+        depth, timestep = int(block or 8), float(time or 0.25)
+    except ValueError as error:
+        raise D2CError(f"scorer:{text} names no block and time", expected="scorer:8@0.25") from error
+    if depth < 1 or not 0 <= timestep <= 1:
+        raise D2CError(f"scorer:{text} is out of range", expected="a block from 1 and a time in [0, 1] (1 = noise)")
+    return depth, timestep
+
+
+def _timm_weights(name: str, file: Path | None, hint: str) -> Path:
+    """The weights file: ``file``, or timm's own from the hub (safetensors)."""
+    import timm
+
+    if file is not None:
+        if not file.is_file():
+            raise D2CError("there is no such weights file", where=file, hint=hint)
+        return file
+    config = timm.models.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        raise D2CError(f"timm has no hub weights for {name}", hint=hint)
+    wanted = config.hf_hub_filename or "model.safetensors"
+    path = from_hub(config.hf_hub_id, (wanted,), hint=hint) / wanted
+    if not path.is_file():
+        raise D2CError(f"the hub repository {config.hf_hub_id} has no {wanted} in the local cache", hint=hint)
+    return path
+
+
+def _timm_patch(architecture: str) -> int:
+    """Side of a patch in pixels, read from the architecture without making its weights."""
+    import timm
+
+    with torch.device("meta"):
+        probe: Any = timm.create_model(architecture, pretrained=False, num_classes=0)
+    patch = getattr(getattr(probe, "patch_embed", None), "patch_size", None)
+    if patch is None or not hasattr(probe, "num_prefix_tokens"):
+        raise D2CError(
+            f"timm's {architecture} is no plain vision transformer, so it has no grid of patch tokens",
+            hint="--vision dinov2, or another timm model of the vit_* and eva* families",
+        )
+    return int(patch[0])
+
+
+def _prepare(pixels: NDArray[np.uint8], info: EncoderInfo, device: torch.device) -> Tensor:
+    """uint8 [N, S, S, 3] -> the encoder's input float32 [N, 3, input_px, input_px], in REPA's order.
+
+    Scale to [0, 1], normalise, and only then resize.
+    """
+    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (info.mean, info.std))
+    images = (images - mean) / std
+    side = info.input_px
+    if side is None or images.shape[-1] == side:
+        return images
+    return F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False)
+
+
+def _checked(tokens: Tensor, info: EncoderInfo) -> NDArray[np.float16]:
+    """Tokens [N, T, D] as float16, where they are what ``info`` promises."""
+    if tuple(tokens.shape[1:]) != (info.tokens, info.dim):
+        raise D2CError(
+            "the encoder made another number of tokens than the grid has",
+            where=info.name,
+            found=list(tokens.shape[1:]),
+            expected=[info.tokens, info.dim],
+            hint="--vision dinov2",
+        )
+    half = tokens.to(torch.float16)
+    if not torch.isfinite(half).all():
+        raise D2CError(
+            "the vision encoder gave tokens that are NaN or too large for float16",
+            where=f"{info.name} ({info.source})",
+            hint="check the weights file, or encode in float32: --precision fp32",
+        )
+    values: NDArray[np.float16] = half.cpu().numpy()
+    return values

@@ -1,0 +1,178 @@
+"""The directory where stages meet. A stage's record is written last: no record, not finished.
+
+Layout: ``scorer/ scores/ selection/<name>/ attachments/text/<encoder>/ attachments/<selection>/<encoder>/ judge/``; each stage folder holds
+``stage.json`` (its record), ``begun.json`` (what an unfinished run was asked for), ``cost.jsonl`` (seconds of work,
+one line a part) and its own files.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from d2c.config import differences
+from d2c.errors import D2CError
+from formats.files import read_json, remove_tree, write_json
+from formats.hashing import xxh3_file, xxh3_json
+
+RECORD, BEGUN, COST = "stage.json", "begun.json", "cost.jsonl"
+SCORES, BAD_FILES, CLASSES = "scores.parquet", "bad_files.parquet", "classes.json"
+SELECTION = "selection.parquet"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a finished stage was asked for and what it left."""
+
+    kind: str
+    version: int
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    """File name -> xxh3-128 of its bytes."""
+    summary: dict[str, Any]
+    cost: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Changes when an output changes, and not when only the cost does."""
+        return xxh3_json({"kind": self.kind, "version": self.version, "outputs": self.outputs})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's folder in the workspace."""
+
+    path: Path
+    kind: str
+    version: int
+
+    def record(self) -> Record | None:
+        """The finished stage's record, or None where the stage has not finished."""
+        if not (self.path / RECORD).exists():
+            return None
+        value = read_json(self.path / RECORD)
+        if value.get("version", 0) > self.version:
+            raise D2CError(
+                f"the {self.kind} stage was written by a newer d2c",
+                where=self.path,
+                found=f"version {value['version']}",
+                expected=f"at most {self.version}",
+                hint="upgrade with: pip install -U d2c-toolkit",
+            )
+        return Record(**value)
+
+    def require(self, command: str) -> Record:
+        """The record, or an error that names the command which makes it."""
+        record = self.record()
+        if record is None:
+            raise D2CError(f"there are no finished {self.kind} here yet", where=self.path, hint=f"run: {command}")
+        return record
+
+    def stale(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
+        """Why the stage must run: empty when it is finished, was asked the same, and its files are all there."""
+        record = self.record()
+        if record is None:
+            return ["an interrupted run is resumed"] if self._begun_as(config, inputs) else ["not run yet"]
+        reasons = []
+        if record.version != self.version:
+            reasons.append(f"stage version: {record.version} -> {self.version}")
+        reasons += differences(record.config, config)
+        reasons += [f"{line.split(':')[0]} changed" for line in differences(record.inputs, inputs)]
+        return reasons + [f"{name} is missing" for name in record.outputs if not (self.path / name).exists()]
+
+    def begin(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+        """Prepare the folder: keep the finished parts of an interrupted run that was asked the same, else start anew."""
+        if self.record() is not None or not self._begun_as(config, inputs):
+            remove_tree(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / BEGUN, self._asked(config, inputs))
+
+    def spend(self, seconds: float, **what: Any) -> None:
+        """Note ``seconds`` of one worker's time. Appended as one short line, so that workers may share the file."""
+        with (self.path / COST).open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"seconds": round(seconds, 3), **what}) + "\n")
+
+    @contextmanager
+    def spending(self, **what: Any) -> Iterator[None]:
+        """Note the time that the block takes, if it succeeds."""
+        start = time.perf_counter()
+        yield
+        self.spend(time.perf_counter() - start, **what)
+
+    def spent(self) -> float:
+        """Seconds of work so far, summed over workers and interrupted runs; a torn last line is left out."""
+        path = self.path / COST
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return float(sum(json.loads(line)["seconds"] for line in lines if line.endswith("}")))
+
+    def finish(self, outputs: Sequence[str], summary: Mapping[str, Any], *, device: str) -> Record:
+        """Write the record, last of all."""
+        begun = read_json(self.path / BEGUN)
+        record = Record(
+            kind=self.kind,
+            version=self.version,
+            config=begun["config"],
+            inputs=begun["inputs"],
+            outputs={name: xxh3_file(self.path / name) for name in sorted(outputs)},
+            summary=dict(summary),
+            cost={"seconds": round(self.spent(), 1), "device": device},
+        )
+        write_json(self.path / RECORD, asdict(record))
+        (self.path / BEGUN).unlink()
+        return record
+
+    def _asked(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+        return {"kind": self.kind, "version": self.version, "config": dict(config), "inputs": dict(inputs)}
+
+    def _begun_as(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
+        begun = self.path / BEGUN
+        return begun.exists() and read_json(begun) == self._asked(config, inputs)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The stages' folders, by name."""
+
+    path: Path
+
+    @property
+    def scorer(self) -> Path:
+        """The scorer that `score` trained: its artifact and its run."""
+        return self.path / "scorer"
+
+    @property
+    def scores(self) -> Stage:
+        return Stage(self.path / "scores", "scores", 1)
+
+    @property
+    def judge(self) -> Stage:
+        return Stage(self.path / "judge", "judge", 1)
+
+    def selection(self, name: str) -> Stage:
+        return Stage(self.path / "selection" / name, "selection", 1)
+
+    def text(self, name: str) -> Stage:
+        """Text embeddings, one per class."""
+        return Stage(self.path / "attachments" / "text" / name, "text attachment", 1)
+
+    def vision(self, selection: str, name: str) -> Stage:
+        """Vision tokens, one grid per picked image."""
+        return Stage(self.path / "attachments" / selection / name, "vision attachment", 1)
+
+    def classes(self) -> list[dict[str, Any]]:
+        """The scored source's classes: id, name, source_id, count."""
+        return list(read_json(self.scores.path / CLASSES))
+
+    def current(self, what: str) -> Any | None:
+        """What the last `select` or `attach` left as the one to use: ``selection`` or ``attachments/<selection>``."""
+        pointer = self.path / what / "current.json"
+        return read_json(pointer) if pointer.exists() else None
+
+    def set_current(self, what: str, value: Any) -> None:
+        write_json(self.path / what / "current.json", value)

@@ -1,0 +1,97 @@
+"""Writes that a kill cannot tear: a temporary file beside the target, fsync, rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from formats.errors import FormatError
+from formats.hashing import canonical_json
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success fsync it and rename it over ``path``.
+
+    On any exception the temporary file is removed and ``path`` is left as it was. A kill leaves at most a
+    ``.tmp-*`` file, which nothing reads.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside ``path`` survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as canonical JSON (sorted keys, UTF-8, LF), whole or not at all."""
+    write_bytes(path, canonical_json(value).encode())
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        FormatError: the file is not UTF-8 JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise FormatError("this file is not valid JSON", where=path, found=str(error)) from error
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write ``table`` as zstd Parquet with page checksums, whole or not at all; equal tables give equal bytes."""
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Read a Parquet file, checking its page checksums.
+
+    Raises:
+        FormatError: the file is not readable Parquet, or its bytes do not match their checksums.
+    """
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise FormatError("this file is not readable Parquet", where=path, found=str(error)) from error
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory so that a kill half-way leaves nothing that looks finished: rename first, then delete."""
+    if not path.exists():
+        return
+    doomed = path.with_name(f".tmp-{os.getpid()}-{path.name}.deleted")
+    os.replace(path, doomed)
+    shutil.rmtree(doomed)

@@ -1,0 +1,193 @@
+"""Feature spaces: torch-fidelity's Inception with given weights, and a classifier of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from d2c import features
+from d2c.errors import D2CError
+from d2c.features import Classifier, Inception, distance_name, open_inception, train_classifier
+from formats.errors import IntegrityError
+from formats.files import read_json
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in the layout of the published file."""
+    from torch_fidelity import feature_extractor_inceptionv3 as peer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peer, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(peer.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        network = peer.FeatureExtractorInceptionV3("random", ["2048"])
+    generator = torch.Generator().manual_seed(0)
+    for tensor in network.state_dict().values():
+        if tensor.dim() == 4:
+            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
+    path = tmp_path_factory.mktemp("inception") / "random.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    data = load_digits()
+    pixels = (data.images * (255 / 16)).round().astype(np.uint8)[..., None].repeat(3, axis=-1)
+    return pixels, data.target
+
+
+@pytest.fixture(scope="module")
+def classifier(digits: tuple[np.ndarray, np.ndarray]) -> Classifier:
+    return train_classifier(*digits, device=CPU, seed=1)
+
+
+def test_inception_gives_torch_fidelitys_features(inception_file: Path, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    from torch_fidelity.utils import create_feature_extractor, extract_featuresdict_from_input_id
+
+    class Images(torch.utils.data.Dataset[torch.Tensor]):
+        def __len__(self) -> int:
+            return 5
+
+        def __getitem__(self, i: int) -> torch.Tensor:
+            return torch.from_numpy(digits[0][i].transpose(2, 0, 1).copy())
+
+    own = {"cuda": False, "verbose": False}
+    network = create_feature_extractor(
+        "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(inception_file), **own
+    )
+    peer = extract_featuresdict_from_input_id(1, network, input1=Images(), batch_size=5, **own)["2048"].numpy()
+
+    ours = Inception(inception_file, CPU, batch=2)(digits[0][:5])
+
+    assert ours.shape == (5, 2048)
+    assert ours.dtype == np.float64
+    assert np.ptp(ours, axis=0).max() > 1e-3  # the random network tells the images apart
+    np.testing.assert_allclose(ours, peer, rtol=1e-4, atol=1e-5 * np.abs(peer).max())
+
+
+def test_only_the_published_weights_are_called_fid(inception_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = Inception(inception_file, CPU)
+    assert space.name == f"inception-{space.digest[:8]}"
+    assert distance_name(space) == f"FD ({space.name})"
+    monkeypatch.setattr(features, "INCEPTION_SHA256", space.digest[:8])
+    assert distance_name(Inception(inception_file, CPU)) == "FID"
+
+
+def test_missing_inception_says_where_to_put_it_and_what_else_works(tmp_path: Path) -> None:
+    with pytest.raises(D2CError) as caught:
+        open_inception(tmp_path / "nowhere.pth", CPU)
+    message = str(caught.value)
+    assert str(tmp_path / "nowhere.pth") in message
+    assert "6726825d" in message
+    assert "--inception FILE" in message
+    assert "classifier" in message
+
+
+def test_default_place_is_torch_hubs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(D2CError, match="checkpoints/weights-inception-2015-12-05-6726825d.pth"):
+        open_inception(None, CPU)
+
+
+class Malicious:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("executed"),)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("content", ["text", "other network", "code"])
+def test_wrong_weights_file_is_refused_and_runs_no_code(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "weights.pth"
+    if content == "text":
+        path.write_text("<html>not found</html>")
+    else:
+        torch.save({"a": torch.zeros(3)} if content == "other network" else {"a": Malicious()}, path)
+    with pytest.raises(D2CError, match="does not hold weights of the 2015 Inception network"):
+        Inception(path, CPU)
+    assert not Path("executed").exists()
+
+
+def test_classifier_learns_the_digits(classifier: Classifier, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    pixels, labels = digits
+    assert classifier.info.accuracy > 0.95
+    assert np.mean(classifier.predict(pixels) == labels) > 0.97
+    space = classifier(pixels[:300])
+    assert space.shape == (300, classifier.dim)
+    assert space.dtype == np.float64
+    np.testing.assert_allclose(space[:7], classifier(pixels[:7]), rtol=1e-4, atol=1e-5)
+    assert distance_name(classifier) == "FD (classifier)"
+
+
+def test_classifier_saves_and_loads_bit_for_bit(
+    classifier: Classifier, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    classifier.save(tmp_path)
+    again = Classifier.load(tmp_path, CPU)
+    assert again.digest == classifier.digest
+    assert again.info == classifier.info
+    np.testing.assert_array_equal(again(digits[0][:50]), classifier(digits[0][:50]))
+    again.save(tmp_path / "copy")
+    for name in ("classifier.safetensors", "classifier.json"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "copy" / name).read_bytes()
+
+
+def test_changed_weights_are_refused(classifier: Classifier, tmp_path: Path) -> None:
+    classifier.save(tmp_path)
+    path = tmp_path / "classifier.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=read_json(tmp_path / "classifier.json")["digest"]):
+        Classifier.load(tmp_path, CPU)
+    with pytest.raises(D2CError, match="no classifier here"):
+        Classifier.load(tmp_path / "nowhere", CPU)
+
+
+def test_same_seed_same_bytes_whatever_the_global_generator(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    pixels, labels = digits[0][:200], digits[1][:200]
+    digests = []
+    for seed in (0, 0, 1):
+        torch.rand(3)
+        digests.append(train_classifier(pixels, labels, device=CPU, seed=seed, steps=8).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_training_leaves_the_global_generator_alone(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    train_classifier(digits[0][:100], digits[1][:100], device=CPU, steps=2)
+    assert torch.rand(1) == expected
+
+
+def test_large_images_are_seen_at_64_pixels(digits: tuple[np.ndarray, np.ndarray]) -> None:
+    small, labels = digits[0][:40], digits[1][:40] + 100
+    large = small.repeat(16, axis=1).repeat(16, axis=2)  # 128 px
+    trained = train_classifier(large, labels, device=CPU, steps=2)
+    assert trained.info.side == 64
+    np.testing.assert_array_equal(trained(large), trained(large[:, ::2, ::2]))
+    assert set(trained.predict(large)) <= set(range(100, 110))
+
+
+@pytest.mark.parametrize(("count", "classes"), [(100, 1), (19, 10)])
+def test_too_little_to_train_on_names_the_alternative(
+    count: int, classes: int, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    with pytest.raises(D2CError, match="--inception FILE"):
+        train_classifier(digits[0][:count], np.arange(count) % classes, device=CPU)
+
+
+def test_wrong_pixels_are_refused(classifier: Classifier) -> None:
+    with pytest.raises(D2CError, match="RGB"):
+        classifier(np.zeros((2, 8, 8, 3), np.float32))
+    with pytest.raises(D2CError, match="RGB"):
+        classifier(np.zeros((2, 3, 8, 8), np.uint8))
