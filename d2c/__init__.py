@@ -22,5 +22,5 @@ def _foreign_formats() -> str:
     return f"`formats` is not d2c-toolkit's package but {whose}; the two cannot share an environment: {remedy}"
 
 
-if formats.__file__ and not getattr(formats, "D2C_TOOLKIT", False):
+if not getattr(formats, "D2C_TOOLKIT", False):
     raise ImportError(_foreign_formats())

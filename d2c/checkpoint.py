@@ -37,6 +37,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
     with atomic(path) as temporary:
         # One metadata entry: safetensors writes several in no fixed order, and equal states must give equal bytes.
         save_file(contiguous, temporary, metadata={"d2c": json.dumps(facts or {}, sort_keys=True)})
+        # safetensors makes its files private; others who read the folder should read the weights too.
+        temporary.chmod(0o644)
 
 
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,7 +6,6 @@ seeds each: the condensed and enriched artifact, and a random subset of the same
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from d2c.generator import grid, save_png
 from d2c.pipeline import PackRequest, ScoreRequest
 from d2c.progress import Progress, Silent
 from d2c.recipe import recipe
+from d2c.runs import Run
 from d2c.sampling import SamplerConfig
 from d2c.sources import open_source
 from d2c.workspace import SCORES, Workspace
@@ -39,8 +39,9 @@ class DemoConfig:
 
     out: Path = Path("d2c-demo")
     seeds: int = 3
-    steps: int = 1_500
-    samples: int = 1_000
+    steps: int = 600
+    scorer_steps: int = 1_000
+    samples: int = 500
     device: str = "cpu"
     seed: int = 0
 
@@ -78,10 +79,16 @@ def run(config: DemoConfig, progress: Progress | None = None) -> Result:
     demo = _Demo(config, progress or Silent())
     write_digits(config.out / "digits")
     common = f"--workspace {config.out}/workspace --device {config.device}"
-    demo.command(f"d2c score {config.out}/digits {common}")
+    demo.command(f"d2c score {config.out}/digits --scorer-steps {config.scorer_steps} {common}")
     workspace = config.out / "workspace"
     pipeline.score(
-        ScoreRequest(source=config.out / "digits", workspace=workspace, device=config.device, seed=config.seed),
+        ScoreRequest(
+            source=config.out / "digits",
+            workspace=workspace,
+            scorer_steps=config.scorer_steps,
+            device=config.device,
+            seed=config.seed,
+        ),
         demo.progress,
     )
     rows = []
@@ -146,14 +153,14 @@ def _train_and_measure(demo: _Demo, arm: str, seed: int, shards: Path, common: s
         training.TrainingConfig(artifact=shards, out=out, model=MODEL, recipe=numbers, seed=seed, device=config.device)
     )
     trained = training.run(plan, demo.progress)
-    demo.command(f"d2c fid {out} --samples {config.samples} --sampling-steps 25 {common}")
+    demo.command(f"d2c fid {out} --samples {config.samples} --sampling-steps 20 {common}")
     measured = fid.run(
         fid.plan(
             fid.FidConfig(
                 run=out,
                 workspace=config.out / "workspace",
                 samples=config.samples,
-                sampler=SamplerConfig(steps=25),
+                sampler=SamplerConfig(steps=20),
                 device=config.device,
             )
         ),
@@ -272,10 +279,9 @@ def _pictures(demo: _Demo) -> list[str]:
 
 def _losses(config: DemoConfig) -> str:
     series = []
-    for arm in ARMS:
-        lines = (_run_folder(config, arm, config.seed) / "stats.jsonl").read_text(encoding="utf-8").splitlines()
-        stats = [json.loads(line) for line in lines]
-        series.append((ARMS[arm], _column(stats, "step"), _column(stats, "denoising")))
+    for arm, name in ARMS.items():
+        stats = Run(_run_folder(config, arm, config.seed)).stats()
+        series.append((name, _column(stats, "step"), _column(stats, "denoising")))
     svg = charts.lines(series, label="training loss", x_unit="step", y_unit="denoising loss")
     return report.chart(svg, "Denoising loss on the training images: lower is not better by itself, it may be memory")
 

@@ -34,8 +34,9 @@ class EncoderInfo:
     """Which encoder made the tokens, and how; fields that do not apply to it are None.
 
     ``source`` says where the weights came from without naming a folder of this machine: ``hf://REPO``,
-    ``file:NAME``, ``open_clip:TAG`` or ``built in``. ``weights_xxh3`` is `weights_digest` of the tensors as stored,
-    before any resampling to another grid; empty for an encoder without weights. ``layer`` names the layer read.
+    ``file:NAME``, ``open_clip:TAG`` or ``built in``. ``weights_xxh3`` is `weights_digest` of the tensors as read,
+    before any resampling to another grid (T5's in float32, whatever they are stored in); empty for an encoder without
+    weights. ``layer`` names the layer read.
     """
 
     name: str
@@ -75,8 +76,8 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def frozen(model: nn.Module, device: torch.device) -> nn.Module:
-    """``model`` in eval mode on ``device``, in float32, without gradients."""
-    return model.eval().requires_grad_(False).to(device, torch.float32)
+    """``model`` in eval mode on ``device``, without gradients."""
+    return model.eval().requires_grad_(False).to(device)
 
 
 def local_path(name: str) -> Path | None:

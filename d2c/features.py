@@ -5,6 +5,7 @@ A number is called FID only in the space of the published Inception weights; eve
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -81,11 +82,20 @@ class Inception:
             network = create_feature_extractor(
                 INCEPTION, ["2048"], cuda=False, feature_extractor_weights_path=str(weights), verbose=False
             )
-        except (RuntimeError, ValueError, EOFError, KeyError, TypeError, AttributeError, ImportError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            EOFError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            pickle.UnpicklingError,
+        ) as error:
+            unsafe = isinstance(error, pickle.UnpicklingError)
             raise D2CError(
                 "this file does not hold weights of the 2015 Inception network",
                 where=weights,
-                found=str(error).splitlines()[0] if str(error) else type(error).__name__,
+                found="no plain table of tensors" if unsafe else (str(error) or type(error).__name__).splitlines()[0],
                 expected=f"{INCEPTION_FILE} (sha256 {INCEPTION_SHA256}...)",
                 hint=f"download it from {_INCEPTION_PAGE}",
             ) from error

@@ -24,6 +24,7 @@ from d2c.judge import open_space, read_images, scored_rows
 from d2c.latents import LatentSpec, to_model
 from d2c.loading import all_raw
 from d2c.progress import Progress, Silent
+from d2c.runs import Run
 from d2c.sampling import SamplerConfig
 from d2c.sources import Source, open_source
 from d2c.workspace import Workspace
@@ -302,25 +303,21 @@ def _costs(plan: Plan, sampling: float) -> dict[str, Any]:
     workspace, artifact = Workspace(plan.config.workspace), plan.artifact
     scores = workspace.scores.require("d2c score DIR")
     vision = artifact.manifest["encoders"]["vision"]
-    training = sum(line["seconds"] for line in _lines(plan.config.run / "cost.jsonl"))
-    scorer = Path(scores.summary["scorer"]["spec"]) / "cost.jsonl"
     return {
         "unit": "seconds of one worker",
         "device": plan.generator.device.type,
-        "train_scorer": round(sum(line["seconds"] for line in _lines(scorer)), 1),
+        "train_scorer": Run(Path(scores.summary["scorer"]["spec"])).seconds(),
         "score": scores.cost["seconds"],
-        "attach": None if vision is None else _attachment_seconds(workspace),
-        "train": round(training, 1),
+        "attach": None if vision is None else _attachment_seconds(workspace, artifact),
+        "train": Run(plan.config.run).seconds(),
         "sample": sampling,
     }
 
 
-def _attachment_seconds(workspace: Workspace) -> float:
-    records = (workspace.path / "attachments").glob("*/*/stage.json")
-    return round(sum(read_json(path)["cost"]["seconds"] for path in records), 1)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    import json
-
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+def _attachment_seconds(workspace: Workspace, artifact: Artifact) -> float:
+    """Seconds that this artifact's text and vision took, found by what their records say."""
+    attached = {**artifact.manifest["encoders"]["vision"]}
+    attached.pop("column")
+    text = artifact.manifest["encoders"]["text"]
+    records = [read_json(path) for path in (workspace.path / "attachments").glob("*/*/stage.json")]
+    return round(float(sum(r["cost"]["seconds"] for r in records if r["summary"] in (attached, text))), 1)

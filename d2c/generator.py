@@ -17,11 +17,10 @@ from d2c import checkpoint, runtime
 from d2c.errors import D2CError
 from d2c.latents import LatentCodec, LatentSpec, open_codec
 from d2c.progress import Progress, Silent
+from d2c.runs import DONE, RUN, TEXT
 from d2c.sampling import SamplerConfig, sample
 from d2c.scorers import Denoiser, load_denoiser
 from formats.files import atomic, read_json
-
-MODEL, RUN, WEIGHTS, TEXT, DONE = "model.json", "run.json", "ema.safetensors", "text.safetensors", "done.json"
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,12 @@ def _load_vae(path: Path) -> Any:
         path = path / "vae"  # a whole pipeline was named
     try:
         model, report = loader.from_pretrained(
-            path, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True, local_files_only=True
+            path,
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+            local_files_only=True,
         )
     except UNREADABLE as error:
         raise D2CError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,15 @@ def check(path: Path) -> int:
 
 
 def _webdataset(path: Path, names: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    import webdataset
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    urls = sorted(str(file) for file in (path / "shards").glob("*.tar"))
-    decoded: Any = webdataset.WebDataset(urls, shardshuffle=False).decode()
-    for sample in decoded:
-        yield sample["__key__"], {name: xxh3_array(np.asarray(sample[f"{name}.npy"])) for name in names}
+    for file in sorted((path / "shards").glob("*.tar")):
+        # Not WebDataset(urls): it leaves the files it opens to the garbage collector.
+        with file.open("rb") as stream:
+            samples: Any = group_by_keys(tar_file_expander([{"url": str(file), "stream": stream}]))
+            for sample in samples:
+                arrays = {name: np.load(io.BytesIO(sample[f"{name}.npy"]), allow_pickle=False) for name in names}
+                yield sample["__key__"], {name: xxh3_array(array) for name, array in arrays.items()}
 
 
 def _pyarrow(path: Path, names: list[str]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -39,7 +39,7 @@ RECIPES: dict[str, Recipe] = {
     "sit": replace(_D2C, name="sit", steps=400_000, text=False, align=False),
     "dit": replace(_D2C, name="dit", steps=400_000, text=False, align=False, objective="eps"),
     # For the CPU-sized model and thousands, not hundreds of thousands, of steps: not from a paper.
-    "small": replace(_D2C, name="small", steps=2_000, batch_size=64, lr=1e-3, ema_decay=0.995),
+    "small": replace(_D2C, name="small", steps=2_000, batch_size=32, lr=2e-3, ema_decay=0.99),
 }
 
 

@@ -32,8 +32,6 @@ from d2c.workspace import BAD_FILES, CLASSES, SCORES, Record, Stage, Workspace
 from formats.files import read_table, write_json, write_table
 from formats.hashing import xxh3_lines
 
-PART = 1024
-"""Images in a part: the most work that a kill can cost."""
 _PART_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -66,6 +64,8 @@ class ScoringConfig:
     estimator: Literal["stratified", "paper"] = "stratified"
     evals: int = 8
     batch_size: int = 64
+    part: int = 1024
+    """Images in a part, rounded up to whole batches: the most work that a kill can cost."""
     precision: str = "auto"
     seed: int = 0
     device: str = execution("auto")
@@ -291,7 +291,7 @@ def _merge(plan: Plan, device: torch.device) -> None:
 
 def _parts(plan: Plan) -> list[Part]:
     batch = plan.config.batch_size
-    return split(len(plan.source), batch * -(-PART // batch), plan.stage.path / "parts", ".parquet")
+    return split(len(plan.source), batch * -(-plan.config.part // batch), plan.stage.path / "parts", ".parquet")
 
 
 def _facts(denoiser: Denoiser) -> dict[str, str]:

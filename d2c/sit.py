@@ -30,7 +30,7 @@ class Size:
 
 
 SIZES: dict[str, Size] = {
-    "tiny": Size(depth=4, width=128, heads=4, align_depth=2, projector_width=256),
+    "tiny": Size(depth=4, width=96, heads=3, align_depth=2, projector_width=256),
     "s": Size(depth=12, width=384, heads=6, align_depth=4),
     "b": Size(depth=12, width=768, heads=12, align_depth=4),
     "l": Size(depth=24, width=1024, heads=16, align_depth=8),

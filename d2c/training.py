@@ -6,7 +6,7 @@ shared out, so that a resumed run repeats an undisturbed one and any number of r
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,22 +19,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from d2c import checkpoint, runtime
 from d2c.checkpoint import State
-from d2c.config import differences, execution
+from d2c.config import execution
 from d2c.ema import Ema
 from d2c.errors import D2CError, UsageError
-from d2c.generator import DONE, MODEL, RUN, TEXT, WEIGHTS
 from d2c.latents import to_model
 from d2c.loading import Loader
 from d2c.progress import Progress, Silent
 from d2c.recipe import Recipe
+from d2c.runs import CHECKPOINTS, DONE, MODEL, RUN, TEXT, WEIGHTS, Run
 from d2c.runtime import Ranks
 from d2c.sit import ModelSpec, SiT, model_spec
 from d2c.transport import Objective, alignment_loss, objective_for
 from formats import Artifact, open_artifact
-from formats.files import read_json, remove_tree, write_bytes, write_json
+from formats.files import read_json, remove_tree, write_json
 
-STATS = "stats.jsonl"
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +133,10 @@ def plan(config: TrainingConfig) -> Plan:
         "seed": config.seed,
         "log_every": config.log_every,
     }
-    return Plan(config, spec, identity, len(artifact), _compare(config, identity), column, notes)
+    earlier = Run(config.out)
+    replaced = config.overwrite and earlier.exists()
+    done = not replaced and earlier.matches(identity) and earlier.finished_steps() >= recipe.steps
+    return Plan(config, spec, identity, len(artifact), done, column, notes)
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Result:
@@ -154,45 +155,13 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
         steps=done["step"],
         loss=done["loss"],
         passes_per_image=round(plan.passes, 1),
-        seconds=_seconds(config.out),
+        seconds=Run(config.out).seconds(),
     )
-
-
-def _compare(config: TrainingConfig, identity: dict[str, Any]) -> bool:
-    """Whether ``out`` holds this very run, finished. More steps than before continue it."""
-    if not (config.out / RUN).exists():
-        if config.out.exists() and any(config.out.iterdir()) and not config.overwrite:
-            raise D2CError(
-                "there is something else where the run should go",
-                where=config.out,
-                expected="a new or empty folder, or an earlier run",
-                hint="choose another folder with --out",
-            )
-        return False
-    before = read_json(config.out / RUN)["identity"]
-    flat_before, flat_now = _flat(before), _flat(identity)
-    changed = [line for line in differences(flat_before, flat_now) if not line.startswith("recipe.steps")]
-    if config.overwrite:
-        return False
-    if changed:
-        raise D2CError(
-            "there is another run in this folder",
-            where=config.out,
-            found="; ".join(changed),
-            hint="choose another folder with --out, or --overwrite",
-        )
-    done = config.out / DONE
-    return done.exists() and int(read_json(done)["step"]) >= config.recipe.steps
-
-
-def _flat(identity: dict[str, Any]) -> dict[str, Any]:
-    recipe = {f"recipe.{name}": value for name, value in identity["recipe"].items()}
-    return {**{name: value for name, value in identity.items() if name != "recipe"}, **recipe}
 
 
 def _open_run(plan: Plan) -> None:
     config = plan.config
-    if config.overwrite:
+    if config.overwrite and Run(config.out).exists():
         remove_tree(config.out)
     config.out.mkdir(parents=True, exist_ok=True)
     artifact = open_artifact(config.artifact)
@@ -279,11 +248,11 @@ class _Trainer:
                 null=null,
                 return_tokens=batch.tokens is not None,
             )
-        prediction, tokens = output if batch.tokens is not None else (output, None)
-        denoising = self.objective.loss(prediction, latents, noise, t).mean()
         if batch.tokens is None:
-            return denoising, torch.zeros((), device=self.device)
-        return denoising, recipe.align_weight * alignment_loss(tokens, batch.tokens)
+            return self.objective.loss(output, latents, noise, t).mean(), torch.zeros((), device=self.device)
+        prediction, projected = output
+        denoising = self.objective.loss(prediction, latents, noise, t).mean()
+        return denoising, recipe.align_weight * alignment_loss(projected, batch.tokens)
 
     def _draws(self, step: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Times, noise, posterior noise and null mask: drawn for the whole batch, cut to this rank's images."""
@@ -302,7 +271,7 @@ class _Trainer:
     def step(self, step: int) -> Tensor:
         """One optimizer step; returns [denoising, alignment, gradient norm] without waiting for the device."""
         denoising, alignment = self.losses(step)
-        (denoising + alignment).backward()
+        torch.autograd.backward(denoising + alignment)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.config.recipe.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -336,31 +305,33 @@ class _Trainer:
 
 def _train(ranks: Ranks, job: _Job) -> None:
     plan, config = job.plan, job.plan.config
+    run, last = Run(config.out), config.recipe.steps
     trainer = _Trainer.build(plan, ranks)
     progress = job.progress if ranks.main else Silent()
-    newest = checkpoint.latest(config.out / CHECKPOINTS)
+    newest = checkpoint.latest(run.path / CHECKPOINTS)
     first = trainer.restore(newest) if newest else 0
-    last = config.recipe.steps
     if ranks.main:
-        _forget_after(config.out / STATS, first)
-    total, logged = torch.zeros(3, device=trainer.device), first
-    started = time.perf_counter()
+        run.forget_after(first)
+    total, logged, started = torch.zeros(3, device=trainer.device), first, time.perf_counter()
     trainer.wrapped.train()
     with progress.bar("train", last, "step", done=first) as bar:
         for step in range(first, last):
             total += trainer.step(step)
             taken = step + 1
             if taken % config.log_every == 0 or taken == last:
-                line = _log(trainer, taken, total / (taken - logged), ranks)
+                line = _means(trainer, taken, total / (taken - logged))
+                if ranks.main:
+                    run.log(line)
                 bar.advance(taken - logged, f"loss {line['loss']:.4f}")
                 logged = taken
                 total.zero_()
-            if taken == last or taken % _checkpoint_every(config) == 0:
-                started = _save(trainer, taken, started, ranks)
+            if ranks.main and (taken == last or taken % _checkpoint_every(config) == 0):
+                checkpoint.save(run.path / CHECKPOINTS, trainer.state(taken))
+                run.spend((time.perf_counter() - started) * ranks.world, step=taken, device=trainer.device.type)
+                started = time.perf_counter()
     if ranks.main:
-        checkpoint.save_tensors(config.out / WEIGHTS, trainer.ema.state_dict(), {"step": last})
-        final = json.loads((config.out / STATS).read_text(encoding="utf-8").splitlines()[-1])
-        write_json(config.out / DONE, {"step": last, "loss": final["loss"]})
+        checkpoint.save_tensors(run.path / WEIGHTS, trainer.ema.state_dict(), {"step": last})
+        run.finish()
 
 
 def _checkpoint_every(config: TrainingConfig) -> int:
@@ -368,46 +339,26 @@ def _checkpoint_every(config: TrainingConfig) -> int:
     return -(-config.checkpoint_every // config.log_every) * config.log_every
 
 
-def _save(trainer: _Trainer, step: int, started: float, ranks: Ranks) -> float:
-    out = trainer.plan.config.out
-    if ranks.main:
-        checkpoint.save(out / CHECKPOINTS, trainer.state(step))
-        with (out / "cost.jsonl").open("a", encoding="utf-8") as stream:
-            seconds = round((time.perf_counter() - started) * ranks.world, 3)
-            stream.write(json.dumps({"seconds": seconds, "step": step, "device": trainer.device.type}) + "\n")
-    return time.perf_counter()
-
-
-def _log(trainer: _Trainer, step: int, means: Tensor, ranks: Ranks) -> dict[str, Any]:
-    if ranks.world > 1:
+def _means(trainer: _Trainer, step: int, means: Tensor) -> dict[str, Any]:
+    """The line for the log: mean losses since the last one, over all ranks."""
+    if trainer.ranks.world > 1:
         dist.all_reduce(means)
-        means = means / ranks.world
+        means = means / trainer.ranks.world
     denoising, alignment, norm = (round(float(value), 6) for value in means)
-    line = {
+    if not math.isfinite(denoising + alignment + norm):
+        raise D2CError(
+            "training diverged: the loss is not a number",
+            where=trainer.plan.config.out,
+            found=f"step {step}",
+            hint="the last checkpoint is kept; try --precision fp32, or a recipe with a smaller learning rate",
+        )
+    return {
         "step": step,
         "loss": round(denoising + alignment, 6),
         "denoising": denoising,
         "alignment": alignment,
         "grad_norm": norm,
     }
-    if not all(value == value and abs(value) != float("inf") for value in line.values()):
-        raise D2CError(
-            "training diverged: the loss is not a number",
-            where=trainer.plan.config.out,
-            found=f"step {step}",
-            hint="the last checkpoint is kept; try a smaller learning rate or --precision fp32",
-        )
-    if ranks.main:
-        with (trainer.plan.config.out / STATS).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-    return line
-
-
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines that an interrupted run wrote after its last checkpoint: they come again."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    write_bytes(path, "".join(line + "\n" for line in kept).encode())
 
 
 def _text_tables(artifact: Artifact, spec: ModelSpec, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
@@ -415,9 +366,3 @@ def _text_tables(artifact: Artifact, spec: ModelSpec, device: torch.device) -> t
         return None, None
     embeds = torch.from_numpy(artifact.table("text_embeds")).float().to(device)
     return embeds, torch.from_numpy(artifact.table("text_mask")).to(device)
-
-
-def _seconds(run: Path) -> float:
-    path = run / "cost.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return round(sum(json.loads(line)["seconds"] for line in lines), 1)

@@ -125,9 +125,8 @@ class Velocity:
 @lru_cache(maxsize=8)
 def alpha_bars(device: torch.device) -> Tensor:
     """Share of signal variance left after each of the 1,000 steps, float64 [1000] (DDPM, linear betas)."""
-    with torch.inference_mode(False):  # a table cached while scoring must also serve training
-        betas = torch.linspace(BETA_FIRST, BETA_LAST, STEPS, dtype=torch.float64)
-        return torch.cumprod(1 - betas, dim=0).to(device)
+    betas = torch.linspace(BETA_FIRST, BETA_LAST, STEPS, dtype=torch.float64)
+    return torch.cumprod(1 - betas, dim=0).to(device)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from d2c.encoders import (
 )
 from d2c.errors import D2CError
 from d2c.latents import LatentCodec, to_model
+from d2c.sit import ModelSpec
 
 DINOV2 = "vit_base_patch14_dinov2.lvd142m"
 """What the paper attached (section 3.3): ViT-B/14, 256 tokens of 768 at 224 px."""
@@ -54,13 +55,13 @@ class VisionEncoder(Protocol):
 
 
 class Scorer(Protocol):
-    """What `ScorerTokens` needs of a scorer: its hidden tokens, and where they lie."""
+    """What `ScorerTokens` needs of a scorer; `d2c.scorers.Denoiser` has it."""
 
     @property
-    def grid(self) -> int: ...
+    def spec(self) -> ModelSpec: ...
 
     @property
-    def width(self) -> int: ...
+    def origin(self) -> dict[str, str]: ...
 
     def hidden(self, latents: Tensor, t: Tensor, labels: Tensor, depth: int, noise: Tensor) -> Tensor:
         """Latents [N, C, H, W], times [N] in [0, 1] (1 = noise), labels [N], noise [N, C, H, W] -> [N, T, width]."""
@@ -212,6 +213,8 @@ class OpenClipTokens:
 class ScorerTokens:
     """The scorer's own tokens after block ``depth`` at time ``timestep``: in-domain, and no download.
 
+    Without ``depth`` it is the block that a model of the scorer's size is aligned at (REPA: 8 of L and XL, 4 of S, B).
+
     Every image meets the same noise, drawn from ``seed``, so tokens depend on neither batch nor order.
     """
 
@@ -222,30 +225,35 @@ class ScorerTokens:
         grid: int,
         device: torch.device,
         *,
-        depth: int = 8,
+        depth: int | None = None,
         timestep: float = 0.25,
         seed: int = 0,
-        source: str = "scorer",
-        weights_xxh3: str = "",
     ) -> None:
-        if scorer.grid != grid:
+        model, spec = scorer.spec, codec.spec
+        depth = model.align_depth if depth is None else depth
+        if model.grid != grid:
             raise D2CError(
                 "the scorer's tokens lie on another grid than the model's",
-                found=f"{scorer.grid} x {scorer.grid}",
+                found=f"{model.grid} x {model.grid}",
                 expected=f"{grid} x {grid}",
-                hint=f"train a model with that grid, or attach: --vision timm:{DINOV2}",
+                hint="train a model with that grid, or attach --vision dinov2",
             )
-        spec = codec.spec
+        if not 1 <= depth <= model.depth or not 0 <= timestep <= 1:
+            raise D2CError(
+                "the scorer has no such block or time",
+                found=f"scorer:{depth}@{timestep}",
+                expected=f"a block 1..{model.depth} and a time in [0, 1] (1 = noise)",
+            )
         self._scorer, self._codec, self._device = scorer, codec, device
         self._depth, self._timestep = depth, timestep
         generator = torch.Generator().manual_seed(seed)
         self._noise = torch.randn(1, spec.channels, spec.size, spec.size, generator=generator).to(device)
         self.info = EncoderInfo(
             name="scorer",
-            source=source,
+            source=f"{scorer.origin.get('kind', 'scorer')}: {model.name}",
             revision="",
-            weights_xxh3=weights_xxh3,
-            dim=scorer.width,
+            weights_xxh3=scorer.origin.get("weights_xxh3", ""),
+            dim=model.width,
             tokens=grid * grid,
             layer=f"block {depth}",
             grid=grid,
@@ -265,16 +273,13 @@ class ScorerTokens:
         return _checked(hidden, self.info)
 
 
-def _scorer_point(text: str) -> tuple[int, float]:
-    """``BLOCK@TIME`` -> block and time; either part may be left out."""
+def _scorer_point(text: str) -> tuple[int | None, float]:
+    """``BLOCK@TIME`` -> block and time; without a block REPA's alignment depth, without a time 0.25."""
     block, _, time = text.partition("@")
     try:
-        depth, timestep = int(block or 8), float(time or 0.25)
+        return int(block) if block else None, float(time) if time else 0.25
     except ValueError as error:
         raise D2CError(f"scorer:{text} names no block and time", expected="scorer:8@0.25") from error
-    if depth < 1 or not 0 <= timestep <= 1:
-        raise D2CError(f"scorer:{text} is out of range", expected="a block from 1 and a time in [0, 1] (1 = noise)")
-    return depth, timestep
 
 
 def _timm_weights(name: str, file: Path | None, hint: str) -> Path:

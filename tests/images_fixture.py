@@ -20,7 +20,8 @@ def pixels(width: int, height: int, seed: int = 0) -> npt.NDArray[np.uint8]:
     across = np.linspace(0, 200, width)[None, :, None] * np.array([1.0, 0.2, 0.5])
     down = np.linspace(0, 200, height)[:, None, None] * np.array([0.1, 1.0, 0.4])
     noise = rng.integers(0, 56, (height, width, 3))
-    return np.clip(across / 2 + down / 2 + noise, 0, 255).astype(np.uint8)
+    mixed: npt.NDArray[np.uint8] = np.clip(across / 2 + down / 2 + noise, 0, 255).astype(np.uint8)
+    return mixed
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

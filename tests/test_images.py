@@ -50,13 +50,14 @@ def _weights(old: int, new: int, kernel: str) -> npt.NDArray[np.float64]:
     function, radius = (_box, 0.5) if kernel == "box" else (_cubic, 2.0)
     step = old / new
     stretch = max(step, 1.0)
-    matrix = np.zeros((new, old))
+    matrix: npt.NDArray[np.float64] = np.zeros((new, old))
     for row in range(new):
         middle = (row + 0.5) * step
         first, last = int(max(middle - radius * stretch + 0.5, 0)), int(min(middle + radius * stretch + 0.5, old))
         for column in range(first, last):
             matrix[row, column] = function((column - middle + 0.5) / stretch)
-    return matrix / matrix.sum(axis=1, keepdims=True)
+    matrix /= matrix.sum(axis=1, keepdims=True)
+    return matrix
 
 
 def _resample(array: npt.NDArray[np.float64], width: int, height: int, kernel: str) -> npt.NDArray[np.float64]:
@@ -84,6 +85,7 @@ def crop_from_definition(array: U8, size: int) -> npt.NDArray[np.float64]:
     ("width", "height", "size"),
     [
         (64, 64, 64),
+        (64, 80, 32),
         (8, 8, 32),
         (37, 91, 32),
         (91, 37, 32),

@@ -90,6 +90,9 @@ def test_class_frechet_uses_one_definition_and_names_it() -> None:
     small = class_frechet(x, labels, (x + 1)[keep], labels[keep])
     assert small.covariance == "diagonal"
     assert small.skipped == ()
+    deviations = x[40:].std(0, ddof=1) - x[40:43].std(0, ddof=1)
+    means = x[40:].mean(0) - x[40:43].mean(0) - 1
+    assert small.per_class[2] == pytest.approx((deviations**2).sum() + (means**2).sum())
     one = class_frechet(x, labels, (x + 1)[:41], labels[:41])
     assert one.skipped == (2,)
     assert set(one.per_class) == {0, 1}
@@ -105,9 +108,8 @@ def brute(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float, flo
     def radii(x: np.ndarray) -> np.ndarray:
         return np.sort(cdist(x, x), axis=1)[:, k]
 
-    across = cdist(fake, real)
-    in_real = across <= radii(real)[None, :]
-    in_fake = across.T <= radii(fake)[None, :]
+    across, real_radii, fake_radii = cdist(fake, real), radii(real), radii(fake)
+    in_real, in_fake = across - real_radii <= 0, across.T - fake_radii <= 0
     return in_real.any(1).mean(), in_fake.any(1).mean(), in_real.sum() / (k * len(fake)), in_real.any(0).mean()
 
 
@@ -208,12 +210,20 @@ def test_copies_are_caught_even_where_the_held_out_set_leaks_from_training() -> 
     assert caught.held_out_rate == 0.1
 
 
-def test_few_copies_among_many_are_flagged_but_one_is_not() -> None:
-    train, held_out, good = features(0, 500), features(1, 500), features(2, 500)
-    for copies, flagged in ((1, False), (40, True)):
-        mixed = good.copy()
-        mixed[:copies] = train[:copies]
-        assert copy_rate(mixed, train, held_out).flagged is flagged
+@pytest.mark.parametrize(
+    ("copies", "total", "flagged"),
+    [
+        (40, 500, True),
+        (1, 20, False),  # five times the held-out rate, but one image proves nothing
+        (80, 10_000, False),  # beyond chance, but not even twice the held-out rate
+    ],
+)
+def test_flag_needs_both_size_and_evidence(copies: int, total: int, flagged: bool) -> None:
+    train, held_out, mixed = features(0, 300), features(1, 10_000), features(2, total)
+    mixed[:copies] = train[:copies]
+    result = copy_rate(mixed, train, held_out)
+    assert result.rate > 1.5 * result.held_out_rate
+    assert result.flagged is flagged
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

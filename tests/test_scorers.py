@@ -218,6 +218,17 @@ def test_diffusers_computes_the_same(tmp_path: Path) -> None:
     assert denoiser.origin["kind"] == "diffusers"
 
 
+def test_a_hub_id_is_read_from_the_local_cache(tmp_path: Path) -> None:
+    cached = tmp_path / "hub" / "models--facebook--DiT-XL-2-256"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    model = random_model("dit-tiny/2", learn_sigma=True)
+    save_diffusers(model, cached / "snapshots" / ("0" * 40) / "transformer")
+    denoiser = load_denoiser("facebook/DiT-XL-2-256")
+    assert (denoiser.origin["kind"], denoiser.origin["source"]) == ("diffusers", "facebook/DiT-XL-2-256")
+    assert torch.equal(denoiser.model.pos_embed, model.pos_embed)
+
+
 def test_one_number_stands_for_every_time() -> None:
     model = random_model("sit-tiny/2")
     denoiser = Denoiser(model, Velocity(), model.spec, {})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from torch import Tensor
 from d2c.encoders import weights_digest
 from d2c.errors import D2CError
 from d2c.latents import RgbCodec
+from d2c.scorers import Denoiser
+from d2c.sit import SiT, model_spec
+from d2c.transport import objective_for
 from d2c.vision import DINOV2, open_vision
 
 CPU = torch.device("cpu")
@@ -219,10 +223,10 @@ def test_open_clip_makes_another_grid_in_row_major_order(clip_file: Path) -> Non
 class Patches:
     """A stand-in scorer: its hidden tokens are the patches of its noised input, moved by the label."""
 
-    grid, width = 2, 3 * 2 * 2
-
     def __init__(self) -> None:
         self.depths: list[int] = []
+        self.spec = dataclasses.replace(model_spec("sit-tiny/2", input_size=4, channels=3, num_classes=6), width=12)
+        self.origin = {"kind": "run", "weights_xxh3": "ab" * 16}
 
     def hidden(self, latents: Tensor, t: Tensor, labels: Tensor, depth: int, noise: Tensor) -> Tensor:
         self.depths.append(depth)
@@ -246,10 +250,31 @@ def test_scorer_tokens_are_its_hidden_states_under_one_shared_noise() -> None:
     assert settings == {"codec": "rgb", "depth": 3, "seed": 7, "timestep": 0.5}
 
 
-@pytest.mark.parametrize("name", ["scorer:0", "scorer:x", "scorer:8@2"])
+@pytest.mark.parametrize("name", ["scorer:0", "scorer:x", "scorer:5", "scorer:2@2"])
 def test_scorer_points_that_do_not_exist_are_refused(name: str) -> None:
-    with pytest.raises(D2CError, match=name):
+    with pytest.raises(D2CError, match=r"block 1\.\.4|names no block and time"):
         open_vision(name, 2, CPU, scorer=Patches(), codec=RgbCodec(4))
+
+
+def test_scorer_tokens_of_a_real_model() -> None:
+    torch.manual_seed(0)
+    spec = model_spec("sit-tiny/2", input_size=8, channels=3, num_classes=6)
+    denoiser = Denoiser(SiT(spec).eval(), objective_for(spec.objective), spec, {"kind": "run"})
+    images = pixels(8)
+    encoder = open_vision("scorer:1", 4, CPU, scorer=denoiser, codec=RgbCodec(8))
+    tokens = encoder.encode(images, NO_LABELS)
+    assert tokens.shape == (2, 16, 128)
+    other = images.copy()
+    other[:, 6:, :2] ^= 255
+    assert farthest_cell(encoder.encode(other, NO_LABELS), tokens, 4) == (3, 0)
+
+
+def test_scorer_without_a_block_takes_the_alignment_depth_and_names_its_weights() -> None:
+    scorer = Patches()
+    encoder = open_vision("scorer", 2, CPU, scorer=scorer, codec=RgbCodec(4))
+    encoder.encode(pixels(4), NO_LABELS)
+    assert scorer.depths == [scorer.spec.align_depth] == [2]
+    assert encoder.info.weights_xxh3 == "ab" * 16
 
 
 def test_scorer_on_another_grid_is_refused() -> None:

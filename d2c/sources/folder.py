@@ -88,7 +88,11 @@ def open_folder(path: Path, progress: Progress) -> Source:
     else:
         raise no_images(path, bad)
     if len(pairs) == 1:
-        notes.append(f"one class only: {pairs[0][0]}")
+        name, got = pairs[0]
+        deeper = any(key.count("/") > 1 for key in got.keys)
+        notes.append(
+            f"one class only: {name}" + (f"; if its sub-folders are classes, give {base / name}" if deeper else "")
+        )
     return _assemble(path, base, pairs, bad, notes)
 
 

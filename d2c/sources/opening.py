@@ -46,11 +46,13 @@ def open_source(path: Path, progress: Progress | None = None) -> Source:
 
 def _open_directory(path: Path, progress: Progress) -> Source:
     try:
-        names = sorted(entry for entry in os.listdir(path) if not entry.startswith("."))
+        with os.scandir(path) as entries:
+            visible = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith("."))
     except OSError as error:
         raise D2CError("this folder cannot be listed", where=path, found=error.strerror) from error
-    if any((path / name).is_dir() for name in names if name != "data"):
+    if any(folder for name, folder in visible if name != "data"):
         return open_folder(path, progress)
+    names = [name for name, _ in visible]
     for suffix in (".parquet", ".tar"):
         parts = [path / name for name in names if name.lower().endswith(suffix)]
         if not parts and suffix == ".parquet" and (path / "data").is_dir():

@@ -1,0 +1,173 @@
+"""Known failures become a message and an exit code; anything else is a bug and keeps its traceback.
+
+0 done, 1 known failure, 2 usage, 3 integrity, 4 version, 75 stopped by a signal (run again), 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from d2c.errors import InterruptedRunError, UsageError
+from d2c_cli.config_file import JSON
+from formats.errors import FormatError, IntegrityError, VersionError
+
+FAILURE, USAGE, INTEGRITY, VERSION, TRY_AGAIN, CTRL_C = 1, 2, 3, 4, 75, 130
+_CODES: tuple[tuple[type[FormatError], int], ...] = (
+    (InterruptedRunError, TRY_AGAIN),
+    (UsageError, USAGE),
+    (VersionError, VERSION),
+    (IntegrityError, INTEGRITY),
+    (FormatError, FAILURE),
+)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ENVIRONMENT = (*_DISK_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.EMFILE)
+"""What an operating system refuses for reasons outside the program."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a person is told, and the exit code."""
+
+    kind: str
+    what: str
+    code: int
+    where: str | None = None
+    found: str | None = None
+    expected: str | None = None
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        parts = [("where", self.where), ("found", self.found), ("expected", self.expected), ("try", self.hint)]
+        return "\n".join([f"error: {self.what}", *(f"  {name}: {value}" for name, value in parts if value)])
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "what": self.what,
+            "where": self.where,
+            "found": self.found,
+            "expected": self.expected,
+            "hint": self.hint,
+        }
+
+
+def failure_of(error: BaseException) -> Failure | None:
+    """What to say about ``error``, or None where it is a bug."""
+    if isinstance(error, FormatError):
+        code = next(code for kind, code in _CODES if isinstance(error, kind))
+        return Failure(type(error).__name__, error.what, code, error.where, error.found, error.expected, error.hint)
+    if isinstance(error, KeyboardInterrupt):
+        return _interrupted(signal.SIGINT)
+    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
+        return _refused(error)
+    if _disk_full_inside(error):
+        return _disk_full("the disk", str(error).splitlines()[0])
+    return _of_torch(error)
+
+
+@contextmanager
+def known_failures(ctx: typer.Context) -> Iterator[None]:
+    """Print a known failure on stderr (with ``--json`` also as a document on stdout) and exit with its code."""
+    try:
+        yield
+    except typer.BadParameter as error:
+        _name_the_place(error)
+        raise
+    except (typer.Exit, typer.Abort):
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        failure = failure_of(error)
+        if failure is None:
+            raise
+        for trace in worker_bugs(error):
+            typer.echo(trace, err=True)
+        typer.echo(failure if failure.code != CTRL_C else failure.what, err=True)
+        if ctx.meta.get(JSON):
+            document = {"command": ctx.invoked_subcommand, "ok": False, "error": failure.to_dict()}
+            typer.echo(json.dumps(document, indent=2))
+        raise typer.Exit(failure.code) from None
+
+
+def worker_bugs(error: BaseException) -> Iterator[str]:
+    """Tracebacks of the worker processes that ``error`` sums up, where a bug and no known failure ended them."""
+    known = ("OSError", "PermissionError", "KeyboardInterrupt", *_subclasses(FormatError))
+    for failure in getattr(error.__cause__, "failures", {}).values():
+        message = failure.message
+        if isinstance(message, dict):
+            said = str(message.get("message"))
+            # A worker that only lost its peer says nothing about why.
+            if not said.startswith(known) and "remote worker" not in said:
+                yield str(message.get("extraInfo", {}).get("py_callstack", said))
+
+
+def _subclasses(kind: type[BaseException]) -> list[str]:
+    children: list[type[BaseException]] = kind.__subclasses__()
+    return [kind.__name__, *(name for child in children for name in _subclasses(child))]
+
+
+def _name_the_place(error: typer.BadParameter) -> None:
+    """A bad value that nobody typed: say where it stands."""
+    source = error.ctx.get_parameter_source(error.param.name or "") if error.ctx and error.param else None
+    if error.param is not None and source is not None and source.name == "ENVIRONMENT":
+        error.message += f" It is set by the environment variable {error.param.envvar}."
+    elif source is not None and source.name == "DEFAULT_MAP":
+        error.message += " It is set by the --config file."
+
+
+def _interrupted(number: int) -> Failure:
+    if number == signal.SIGINT:
+        return Failure("Interrupted", "interrupted: run the same command again to resume", CTRL_C)
+    name = signal.Signals(number).name
+    return Failure("Interrupted", f"stopped by {name}", TRY_AGAIN, hint="run the same command again to resume")
+
+
+def _refused(error: OSError) -> Failure:
+    where = None if error.filename is None else str(error.filename)
+    if error.errno in _DISK_FULL:
+        return _disk_full(where, error.strerror)
+    hint = {
+        errno.EMFILE: "raise the limit on open files (ulimit -n)",
+        errno.EIO: "the storage itself failed: look at the system's log, and verify what was written before",
+        errno.ENAMETOOLONG: "choose a shorter path",
+        errno.EROFS: "choose a place that can be written",
+    }.get(error.errno or 0, "check who owns it and its permissions, or choose another place")
+    return Failure(type(error).__name__, "the operating system refused", FAILURE, where, error.strerror, hint=hint)
+
+
+def _disk_full(where: str | None, found: str | None) -> Failure:
+    return Failure(
+        "DiskFull",
+        "the disk is full; nothing finished is lost",
+        FAILURE,
+        where,
+        found,
+        hint="free some space and run the same command again: it goes on where it stopped",
+    )
+
+
+def _disk_full_inside(error: BaseException) -> bool:
+    """Libraries in other languages report a full disk as an error of their own."""
+    foreign = type(error).__module__.split(".")[0] in ("safetensors", "pyarrow", "safetensors_rust")
+    text = str(error)
+    return foreign and ("No space left" in text or "StorageFull" in text)
+
+
+def _of_torch(error: BaseException) -> Failure | None:
+    # Looked up, not imported: without torch in memory the error cannot be torch's.
+    elastic = sys.modules.get("torch.distributed.elastic.multiprocessing.api")
+    if elastic is not None and isinstance(error, elastic.SignalException):
+        return _interrupted(int(error.sigval))
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        first = str(error).splitlines()[0]
+        return Failure("OutOfMemory", "the GPU is out of memory", FAILURE, found=first, hint="lower --batch-size")
+    return None

@@ -1,0 +1,81 @@
+"""``d2c pack``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from d2c_cli import options, plans
+from d2c_cli.output import Output
+from d2c_cli.paths import quoted
+
+EXAMPLES = ("d2c pack --ratio 0.008", "d2c pack --per-class 10 --method random --container parquet --out random-10")
+
+
+def pack(
+    ctx: typer.Context,
+    ratio: options.Ratio = None,
+    per_class: options.PerClass = None,
+    method: options.PackMethod = None,
+    interval: options.Interval = None,
+    text: options.Text = None,
+    vision: options.Vision = None,
+    grid: options.Grid = None,
+    container: options.Container = "tar",
+    shards: options.Shards = None,
+    licence: options.Licence = "",
+    workspace: options.Workspace = options.WORKSPACE,
+    out: options.Out = options.SHARDS,
+    device: options.Device = "auto",
+    gpus: options.Gpus = 1,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    config: options.Config = None,
+    json: options.Json = False,
+) -> None:
+    """Write the condensed, enriched data set: select, attach and pack.
+
+    In: the workspace that `d2c score` filled, and a budget (without one, the current selection is packed). Out: a
+    folder of shards with latents, labels and attachments, hashed and versioned, that needs no workspace and is read by
+    webdataset and pyarrow alike.
+
+    Only what is missing or stale runs.
+    """
+    output = Output.open(ctx)
+    from d2c import pipeline
+
+    request = pipeline.PackRequest(
+        workspace=workspace,
+        out=out,
+        method=method,
+        ratio=ratio,
+        per_class=per_class,
+        interval=interval,
+        text=text,
+        vision=vision,
+        grid=grid,
+        container=container,
+        shards=shards,
+        licence=licence,
+        seed=seed,
+        device=device,
+        gpus=gpus,
+        overwrite=overwrite,
+    )
+    if dry_run:
+        output.show(plans.pack(request), dry_run=True)
+        return
+    result, steps = pipeline.pack(request, output.progress)
+    output.show(
+        {
+            "artifact": result.path,
+            "content_id": result.content_id,
+            "images": result.samples,
+            "bytes": result.bytes,
+            "steps": [asdict(step) for step in steps],
+        }
+    )
+    model = "sit-tiny/2 --recipe small" if device == "cpu" else "sit-xl/2"
+    output.then(f"d2c train {quoted(result.path)} --model {model}", "device")

@@ -1,0 +1,184 @@
+"""What ``--dry-run`` says: which stages would run and why, and how much there is to do. Nothing is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d2c.workspace import Workspace
+from formats.files import read_json
+
+if TYPE_CHECKING:
+    from d2c.pipeline import PackRequest, ScoreRequest
+    from d2c.sampling import SamplerConfig
+    from d2c.selection import Plan as SelectionPlan
+    from d2c.sources import Source
+
+Facts = dict[str, Any]
+
+
+def step(stage: str, reasons: Sequence[str], facts: Facts | None = None) -> Facts:
+    """One stage of a plan, in the shape that a finished step has."""
+    return {"stage": stage, "would_run": bool(reasons), "reasons": list(reasons), "facts": facts or {}}
+
+
+def score(request: ScoreRequest) -> Facts:
+    """The choices that the data makes, the scorer, and the time where a scorer is there to be timed."""
+    from d2c import pipeline, scoring
+    from d2c.progress import Silent
+    from d2c.sources import open_source
+
+    source = open_source(request.source, Silent())
+    codec, size = pipeline.choose_codec(source, request.codec, request.size)
+    chosen = pipeline.choose_scorer(source, request.scorer, codec)
+    facts: Facts = {
+        "source": {
+            "path": request.source,
+            "kind": source.kind,
+            "images": len(source),
+            "classes": len(source.classes),
+            "bad_files": len(source.bad),
+            "imagenet": source.is_imagenet,
+            "notes": source.notes,
+        },
+        "codec": codec,
+        "size": size,
+        "scorer": chosen,
+        "evaluations": len(source) * request.evals,
+        "estimated_seconds": None,
+    }
+    steps = []
+    if chosen == pipeline.TRAIN_SCORER:
+        run, training = _scorer_training(request, source, codec, size)
+        steps.append(training)
+        if run is None:
+            after = ["the scorer is not trained yet, so the time is not known"]
+            return {**facts, "steps": [*steps, step("score", after, {"images": len(source)})]}
+        facts["scorer"] = chosen = str(run)
+    plan = scoring.plan(pipeline.scoring_config(request, codec, size, chosen), source)
+    if plan.reasons:
+        facts["estimated_seconds"] = scoring.estimate_seconds(plan) / _workers(request.device, request.gpus)
+    return {**facts, "steps": [*steps, step("score", plan.reasons, {"images": len(source)})]}
+
+
+def _scorer_training(request: ScoreRequest, source: Source, codec: str, size: int) -> tuple[Path | None, Facts]:
+    """The scorer that the last scoring trained, if it would serve again, and what training it means."""
+    from d2c import pipeline
+    from d2c.recipe import recipe
+
+    model = request.scorer_model or pipeline.choose_scorer_model(codec, size)
+    small = codec == "rgb"
+    numbers = recipe("small" if small else "sit", steps=request.scorer_steps or (2_000 if small else 20_000))
+    images = min(len(source), pipeline.SCORER_IMAGES)
+    facts = {
+        "model": model,
+        "images": images,
+        "steps": numbers.steps,
+        "passes_per_image": round(numbers.steps * numbers.batch_size / images, 1),
+    }
+    record = Workspace(request.workspace).scores.record()
+    run = Path(record.summary["scorer"]["spec"]) if record and record.inputs["source"] == source.digest else None
+    if run is not None and (run / "done.json").exists():
+        asked = read_json(run / "run.json")["identity"]
+        if (asked["model"], asked["recipe"]["steps"], asked["seed"]) == (model, numbers.steps, request.seed):
+            return run, step("train the scorer", [], facts)
+    return None, step("train the scorer", ["no finished scores name a scorer of this data"], facts)
+
+
+def _workers(device: str, gpus: int) -> int:
+    from d2c import runtime
+
+    on_cpu = runtime.resolve_device(device).type == "cpu"
+    return min(gpus, os.cpu_count() or 1) if on_cpu else gpus
+
+
+def selection_step(plan: SelectionPlan) -> Facts:
+    """What `select` would choose."""
+    facts = {
+        "selection": plan.config.name,
+        "images": plan.images,
+        "per_class": plan.per_class,
+        "classes": plan.classes,
+        "classes_short_of_budget": len(plan.shortfalls),
+    }
+    return step("select", plan.reasons, facts)
+
+
+def attachment_steps(request: PackRequest, name: str) -> tuple[list[Facts], bool]:
+    """What `attach` would do to a finished selection, and whether all of it is done already."""
+    from d2c import attachment, pipeline
+
+    config = pipeline.attachment_config(request, name)
+    plan = attachment.plan(config)
+    text = {"encoder": config.text, "prompts": len(Workspace(request.workspace).classes())}
+    vision = {"encoder": config.vision, "images": plan.images, "grid": config.grid}
+    steps = [step("attach text", plan.text_reasons, text), step("attach vision", plan.vision_reasons, vision)]
+    return steps, not (plan.text_reasons or plan.vision_reasons)
+
+
+def pack(request: PackRequest) -> Facts:
+    """Select, attach and pack, each as far as the stages before it allow to know."""
+    from d2c import attachment, packing, pipeline, selection
+
+    steps = []
+    config = selection_config(request)
+    if config is None:
+        name, images = pipeline.current_selection(request.workspace), None
+    else:
+        chosen = selection.plan(config)
+        name, images = config.name, chosen.images
+        steps.append(selection_step(chosen))
+        if chosen.reasons:
+            attachments = pipeline.attachment_config(request, name)
+            wanted = {
+                "text": attachments.text,
+                "vision": attachments.vision,
+                "grid": attachments.grid,
+                "images": images,
+            }
+            later = [
+                step("attach", ["after select"], wanted),
+                step("pack", ["after attach"], {"images": images, "latent_bytes": images * _latent_bytes(request)}),
+            ]
+            return {"selection": name, "out": request.out, "payload_bytes": None, "steps": [*steps, *later]}
+    attach, attached = attachment_steps(request, name)
+    steps += attach
+    if not attached:
+        count = images if images is not None else attach[1]["facts"]["images"]
+        later = [step("pack", ["after attach"], {"images": count, "latent_bytes": count * _latent_bytes(request)})]
+        return {"selection": name, "out": request.out, "payload_bytes": None, "steps": [*steps, *later]}
+    done = attachment.plan(pipeline.attachment_config(request, name))
+    names = [stage.path.name if stage else None for stage in (done.text, done.vision)]
+    plan = packing.plan(pipeline.packing_config(request, name, attachment.Result(text=names[0], vision=names[1])))
+    steps.append(step("pack", plan.reasons, {"images": len(plan.contents.picks), "shards": plan.shards}))
+    return {"selection": name, "out": request.out, "payload_bytes": plan.contents.bytes, "steps": steps}
+
+
+def _latent_bytes(request: PackRequest) -> int:
+    """Bytes of one image's latent as the scored codec stores it."""
+    codec = Workspace(request.workspace).scores.require("d2c score DIR").summary["codec"]
+    values = len(codec["moments"]) * int(codec["channels"]) * int(codec["size"]) ** 2
+    return values * int(codec["dtype"][1:])
+
+
+def selection_config(request: PackRequest) -> Any:
+    """The selection that `pack` would make, or None where it takes the current one."""
+    from d2c.selection import SelectionConfig
+
+    if request.ratio is None and request.per_class is None:
+        return None
+    return SelectionConfig(
+        workspace=request.workspace,
+        method=request.method or "interval",
+        ratio=request.ratio,
+        per_class=request.per_class,
+        interval=request.interval,
+        seed=request.seed,
+    )
+
+
+def evaluations_per_image(sampler: SamplerConfig) -> int:
+    """Model evaluations that one sampled image takes, both guidance branches counted."""
+    return sampler.steps * (2 if sampler.method == "heun" else 1) * (1 if sampler.guidance == 1 else 2)

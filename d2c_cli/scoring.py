@@ -1,0 +1,86 @@
+"""``d2c score``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from d2c_cli import options, plans
+from d2c_cli.output import Output
+
+EXAMPLES = ("d2c score imagenet/ --gpus 8", "d2c score photos/ --device cpu --evals 16 --workspace photos-d2c")
+
+
+def score(
+    ctx: typer.Context,
+    source: options.Source,
+    workspace: options.Workspace = options.WORKSPACE,
+    scorer: options.Scorer = None,
+    scorer_model: options.ScorerModel = None,
+    scorer_steps: options.ScorerSteps = None,
+    objective: options.Objective = None,
+    codec: options.Codec = None,
+    size: options.Size = None,
+    estimator: options.Estimator = "stratified",
+    evals: options.Evals = 8,
+    batch_size: options.ScoreBatch = 64,
+    precision: options.Precision = "auto",
+    device: options.Device = "auto",
+    gpus: options.Gpus = 1,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    config: options.Config = None,
+    json: options.Json = False,
+) -> None:
+    """Judge how hard each image is for a diffusion model.
+
+    In: images in class folders (or Parquet, or tar). Out: in the workspace, a score for every image with its standard
+    error, and bad_files.parquet with what could not be read and why.
+
+    A finished scoring is not repeated; an interrupted one goes on where it stopped.
+    """
+    output = Output.open(ctx)
+    from d2c.pipeline import ScoreRequest
+    from d2c.pipeline import score as run
+
+    request = ScoreRequest(
+        source=source,
+        workspace=workspace,
+        scorer=scorer,
+        objective=objective,
+        codec=codec,
+        size=size,
+        estimator=estimator,
+        evals=evals,
+        scorer_model=scorer_model,
+        scorer_steps=scorer_steps,
+        seed=seed,
+        precision=precision,
+        batch_size=batch_size,
+        device=device,
+        gpus=gpus,
+        overwrite=overwrite,
+    )
+    if dry_run:
+        output.show(plans.score(request), dry_run=True)
+        return
+    result, steps = run(request, output.progress)
+    summary = result.record.summary
+    output.show(
+        {
+            "scores": result.path,
+            "images": summary["images"],
+            "bad_files": summary["bad_files"],
+            "classes": len(summary["classes"]),
+            "codec": summary["codec"]["name"],
+            "size": summary["size"],
+            "scorer": summary["scorer"]["spec"],
+            "rank_correlation": summary["rank_correlation"],
+            "score": summary["score"],
+            "worker_seconds": result.record.cost["seconds"],
+            "steps": [asdict(step) for step in steps],
+        }
+    )
+    output.then("d2c pack --ratio 0.008", "workspace", "device")

@@ -1,0 +1,88 @@
+"""``d2c train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from d2c_cli import options, plans
+from d2c_cli.output import Output
+from d2c_cli.paths import existing, quoted
+
+EXAMPLES = (
+    "d2c train shards/ --model sit-xl/2 --gpus 8",
+    "d2c train shards/ --model sit-tiny/2 --recipe small --steps 2k --device cpu",
+)
+
+
+def train(
+    ctx: typer.Context,
+    artifact: options.Artifact,
+    model: options.Model,
+    recipe: options.Recipe = "d2c",
+    steps: options.Steps = None,
+    batch_size: options.TrainBatch = None,
+    precision: options.Precision = "auto",
+    out: options.RunOut = None,
+    device: options.Device = "auto",
+    gpus: options.Gpus = 1,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    dry_run: options.DryRun = False,
+    config: options.Config = None,
+    json: options.Json = False,
+) -> None:
+    """Train a SiT or DiT straight from the shards.
+
+    In: an artifact (the folder that `d2c pack` wrote), a model and a recipe. Out: a run folder with the averaged
+    weights (ema.safetensors), the loss log (stats.jsonl) and checkpoints.
+
+    An interrupted run goes on from its last checkpoint; more --steps than before continue a finished one.
+    """
+    output = Output.open(ctx)
+    existing(artifact, "artifact", "d2c pack --ratio 0.008")
+    from d2c import training
+    from d2c.recipe import recipe as numbers_of
+
+    run = out or Path("runs") / f"{model.lower().replace('/', '-')}-{recipe}"
+    settings = training.TrainingConfig(
+        artifact=artifact,
+        out=run,
+        model=model,
+        recipe=numbers_of(recipe, steps=steps, batch_size=batch_size),
+        precision=precision,
+        seed=seed,
+        device=device,
+        gpus=gpus,
+        overwrite=overwrite,
+    )
+    plan = training.plan(settings)
+    facts = {
+        "run": run,
+        "model": plan.spec.name,
+        "recipe": recipe,
+        "images": plan.samples,
+        "batch_size": settings.recipe.batch_size,
+        "passes_per_image": round(plan.passes, 1),
+        "text": plan.spec.text_dim is not None,
+        "alignment": plan.token_column is not None,
+        "notes": plan.notes,
+    }
+    if dry_run:
+        reasons = [] if plan.done else ["--overwrite" if overwrite else "not trained to this step yet"]
+        todo = {"steps": settings.recipe.steps, "batch_size": settings.recipe.batch_size}
+        output.show({**facts, "steps": [plans.step("train", reasons, todo)]}, dry_run=True)
+        return
+    if plan.done:
+        output.progress.say("train: up to date")
+    result = training.run(plan, output.progress)
+    step = {
+        "stage": "train",
+        "ran": not plan.done,
+        "reasons": [],
+        "seconds": result.seconds,
+        "facts": {"steps": result.steps, "loss": result.loss},
+    }
+    output.show({**facts, "loss": result.loss, "worker_seconds": result.seconds, "steps": [step]})
+    output.then(f"d2c fid {quoted(run)}", "device")

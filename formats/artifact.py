@@ -1,0 +1,219 @@
+"""Read an artifact: samples by number or key, straight from memory-mapped shards."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from formats.checks import Checked, quick_check
+from formats.encoding import Sample
+from formats.errors import FormatError, IntegrityError
+from formats.files import read_json, read_table
+from formats.hashing import xxh3, xxh3_array
+from formats.index import shard_rows
+from formats.layout import INDEX, SELECTION
+from formats.npy import read_npy
+from formats.schema import ClassRow, Column
+
+_MOST_SHOWN = 5
+
+
+def open_artifact(path: str | Path, *, verify: bool = True) -> Artifact:
+    """Open a finished artifact after the quick checks: version, file list, sizes, index.
+
+    With ``verify`` each array's hash is checked when it is first read.
+
+    Raises:
+        FormatError: there is no finished artifact at ``path``.
+        IntegrityError: files are missing, added or changed.
+        VersionError: the artifact is newer than this reader.
+    """
+    checked = quick_check(Path(path))
+    if checked.faults or checked.manifest is None or checked.index is None:
+        shown = [str(fault) for fault in checked.faults[:_MOST_SHOWN]]
+        more = [f"and {len(checked.faults) - _MOST_SHOWN} more"] if len(checked.faults) > _MOST_SHOWN else []
+        raise IntegrityError(
+            "this artifact is damaged",
+            where=path,
+            found="; ".join(shown + more),
+            hint=f"run `d2c verify {path}` for the whole list, then fetch those files again",
+        )
+    return Artifact(checked, checked.index, verify=verify)
+
+
+class Artifact:
+    """A finished artifact, indexed 0 .. N-1 in storage order. Constructed by `open_artifact`.
+
+    ``manifest`` is the whole document; ``columns`` and ``classes`` are parsed. Arrays returned are read-only views of
+    mapped files where nothing else is said.
+    """
+
+    def __init__(self, checked: Checked, index: pa.Table, *, verify: bool = True) -> None:
+        assert checked.manifest is not None
+        parsed = checked.manifest
+        self.path = checked.root
+        self.manifest: dict[str, Any] = parsed.raw
+        self.content_id: str = parsed.content_id
+        self.columns: tuple[Column, ...] = parsed.columns
+        self.classes: list[ClassRow] = checked.classes
+        self.index = index
+        """One row per sample: key, label, shard, row, sample_id, and offset, nbytes and xxh3 of each array."""
+        self.labels: np.ndarray[Any, np.dtype[np.int32]] = index["label"].to_numpy()
+        self._parsed = parsed
+        self._verify = verify
+        self._shard_of, _, _ = shard_rows(parsed, index)
+        self._number = {column.name: i for i, column in enumerate(parsed.columns)}
+        self._offsets = [index[f"{column.name}.offset"].to_numpy() for column in parsed.columns]
+        self._digests = [index[f"{column.name}.xxh3"].chunk(0) for column in parsed.columns]
+        self._touched = np.zeros((len(parsed.columns), len(index)), dtype=bool)
+        self._maps: list[mmap.mmap | None] = [None] * len(parsed.shards)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        return list(self.index["key"].to_pylist())
+
+    def array(self, i: int, column: str) -> np.ndarray[Any, Any]:
+        """Sample ``i``'s array of ``column``, as stored: a read-only view of the mapped shard, shape as the column's.
+
+        In Parquet shards the view may be unaligned; `stack` gives aligned memory.
+
+        Raises:
+            FormatError: there is no such column.
+            IntegrityError: the bytes are not those that were written.
+        """
+        number = self._column(column)
+        record = self.columns[number]
+        data = self._bytes(range(len(self))[i], number)
+        return np.frombuffer(data, dtype=record.numpy).reshape(record.shape)
+
+    def stack(
+        self, column: str, indices: Sequence[int] | np.ndarray[Any, Any], out: np.ndarray[Any, Any] | None = None
+    ) -> np.ndarray[Any, Any]:
+        """Copy the arrays of ``indices`` into one array [n, *shape]: ``out``, or a new one.
+
+        Raises:
+            FormatError: there is no such column, or ``out`` has another shape or dtype.
+            IntegrityError: the bytes are not those that were written.
+        """
+        number = self._column(column)
+        record = self.columns[number]
+        shape = (len(indices), *record.shape)
+        if out is None:
+            out = np.empty(shape, record.numpy)
+        elif out.shape != shape or out.dtype != record.numpy or not out.flags.c_contiguous:
+            raise FormatError("`out` does not fit", found=f"{out.dtype} {out.shape}", expected=f"C order {shape}")
+        rows = out.reshape(len(indices), -1).view(np.uint8)
+        size = len(self)
+        for row, i in zip(rows, np.asarray(indices).tolist(), strict=True):
+            if not -size <= i < size:
+                raise IndexError(f"sample {i} of {size}")
+            row[:] = np.frombuffer(self._bytes(i % size, number), np.uint8)
+        return out
+
+    def info(self, i: int) -> dict[str, Any]:
+        """The facts kept with sample ``i``: where it came from, its score and rank."""
+        return dict(json.loads(self._info[i].as_py()))
+
+    def digests(self, i: int) -> dict[str, str]:
+        """xxh3-128 of sample ``i``'s arrays by column, as the index has them."""
+        return {column.name: self._digests[n][i].as_py() for n, column in enumerate(self.columns)}
+
+    def sample(self, which: int | str) -> Sample:
+        """A sample by number or key.
+
+        Raises:
+            KeyError: no sample has this key.
+            IntegrityError: the bytes are not those that were written.
+        """
+        i = self.position(which) if isinstance(which, str) else range(len(self))[which]
+        arrays = {column.name: self.array(i, column.name) for column in self.columns}
+        return Sample(self.index["key"][i].as_py(), int(self.labels[i]), arrays, self.info(i))
+
+    def position(self, key: str) -> int:
+        """The number of the sample called ``key``.
+
+        Raises:
+            KeyError: there is none.
+        """
+        found = int(pc.index(self.index["key"], key).as_py())
+        if found < 0:
+            raise KeyError(key)
+        return found
+
+    def table(self, name: str) -> np.ndarray[Any, Any]:
+        """A class table as a new array [C, ...], hash checked.
+
+        Raises:
+            FormatError: there is no such table.
+            IntegrityError: the bytes are not those that were written.
+        """
+        for record in self._parsed.tables:
+            if record.name == name:
+                array = read_npy(self.path / record.path)
+                if (array.dtype.str[1:], array.shape) != (record.dtype, record.shape) or (
+                    xxh3_array(array) != record.xxh3_128
+                ):
+                    raise IntegrityError(
+                        "a class table changed since it was written",
+                        where=self.path / record.path,
+                        hint="fetch this file again",
+                    )
+                return array
+        names = [record.name for record in self._parsed.tables]
+        raise FormatError("there is no such class table", where=self.path, found=name, expected=names)
+
+    @cached_property
+    def selection(self) -> list[dict[str, Any]]:
+        """What was chosen, in rank order."""
+        return list(read_json(self.path / SELECTION)["picks"])
+
+    @cached_property
+    def _info(self) -> pa.ChunkedArray:
+        return read_table(self.path / INDEX, ["info"])["info"].combine_chunks()
+
+    def _column(self, name: str) -> int:
+        if name not in self._number:
+            raise FormatError("there is no such column", where=self.path, found=name, expected=list(self._number))
+        return self._number[name]
+
+    def _bytes(self, i: int, number: int) -> memoryview:
+        shard = self._shard_of[i]
+        mapped = self._maps[shard] or self._map(shard)
+        start = int(self._offsets[number][i])
+        data = memoryview(mapped)[start : start + self.columns[number].nbytes]
+        if self._verify and not self._touched[number, i]:
+            self._check(i, number, data, start)
+            self._touched[number, i] = True
+        return data
+
+    def _map(self, shard: int) -> mmap.mmap:
+        path = self.path / self._parsed.shards[shard].path
+        with path.open("rb") as stream:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        if len(mapped) != self._parsed.shards[shard].bytes:
+            raise IntegrityError("a shard changed its size while it was in use", where=path, found=len(mapped))
+        self._maps[shard] = mapped
+        return mapped
+
+    def _check(self, i: int, number: int, data: memoryview, start: int) -> None:
+        expected = self._digests[number][i].as_py()
+        if (found := xxh3(data)) != expected:
+            shard = self._parsed.shards[self._shard_of[i]].path
+            raise IntegrityError(
+                f"column {self.columns[number].name} of sample {self.index['key'][i].as_py()} is corrupt",
+                where=f"{self.path / shard} bytes {start}-{start + len(data)}",
+                found=f"xxh3 {found}",
+                expected=f"xxh3 {expected}",
+                hint=f"fetch {shard} again; `d2c verify {self.path}` finds every other fault",
+            )

@@ -1,0 +1,192 @@
+"""The checks that take milliseconds and that every reader runs: manifest, file list, sizes, index.
+
+One pass finds all faults; the reader stops at any, verification reports them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from formats.errors import FormatError, VersionError
+from formats.fields import Fields
+from formats.files import read_json, read_table
+from formats.hashing import sha256_file, xxh3_file
+from formats.index import index_faults, index_schema
+from formats.layout import CLASSES, INDEX, MANIFEST, OWNED, README, SUMS, unlisted
+from formats.report import Fault
+from formats.schema import ClassRow, Manifest, parse_manifest
+
+_SUM = re.compile(r"([0-9a-f]{64})  (.+)")
+
+
+@dataclass
+class Checked:
+    """What the quick checks read, as far as it could be read, and all that is wrong with it."""
+
+    root: Path
+    manifest: Manifest | None = None
+    index: pa.Table | None = None
+    classes: list[ClassRow] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def quick_check(root: Path) -> Checked:
+    """Check an artifact without reading its shards; the index is read without its ``info`` column.
+
+    Raises:
+        FormatError: ``root`` is no folder, or no artifact was ever finished there.
+        VersionError: the artifact is newer than this reader.
+    """
+    if not (root / MANIFEST).is_file():
+        unfinished = root.with_name(f"{root.name}.partial").exists()
+        raise FormatError(
+            "there is no finished artifact here",
+            where=root,
+            found="an unfinished one beside it" if unfinished else "a folder" if root.is_dir() else "no such folder",
+            expected=f"a folder with {MANIFEST}",
+            hint="run the same `d2c pack` again: it goes on where it stopped" if unfinished else None,
+        )
+    checked = Checked(root)
+    sums = _sums(checked)
+    intact = MANIFEST not in sums or sums[MANIFEST] == sha256_file(root / MANIFEST)
+    if not intact:
+        checked.faults.append(Fault("hash", MANIFEST, found="another sha256", expected=f"that in {SUMS}"))
+    try:
+        checked.manifest = parse_manifest(read_json(root / MANIFEST), root / MANIFEST)
+    except VersionError as error:
+        if intact:
+            raise
+        checked.faults.append(_fault("manifest", MANIFEST, error))
+    except FormatError as error:
+        checked.faults.append(_fault("manifest", MANIFEST, error))
+    if checked.manifest is not None:
+        _files(checked, checked.manifest, sums)
+        _index(checked, checked.manifest)
+        _classes(checked, checked.manifest)
+    return checked
+
+
+def _fault(kind: str, path: str, error: FormatError) -> Fault:
+    found = error.what if error.found is None else f"{error.what}: {error.found}"
+    return Fault(kind, path, found=found, expected=error.expected)
+
+
+def _sums(checked: Checked) -> dict[str, str]:
+    path = checked.root / SUMS
+    if not path.is_file():
+        checked.faults.append(Fault("missing", SUMS))
+        return {}
+    lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+    matches = [_SUM.fullmatch(line) for line in lines]
+    if not all(matches):
+        checked.faults.append(Fault("manifest", SUMS, found=f"{matches.count(None)} malformed lines"))
+    return {match[2]: match[1] for match in matches if match}
+
+
+def _files(checked: Checked, manifest: Manifest, sums: dict[str, str]) -> None:
+    faults, root = checked.faults, checked.root
+    listed = {record.path: record.sha256 for record in manifest.files}
+    for name in sorted((set(sums) ^ set(listed)) - {MANIFEST}):
+        faults.append(Fault("manifest", SUMS, found=f"{name} in one of {SUMS} and {MANIFEST}", expected="in both"))
+    for name in sorted(set(sums) & set(listed)):
+        if sums[name] != listed[name]:
+            faults.append(Fault("manifest", SUMS, found=f"another sha256 of {name}", expected=f"that in {MANIFEST}"))
+    if MANIFEST not in sums and (root / SUMS).is_file():
+        faults.append(Fault("manifest", SUMS, found=f"no line for {MANIFEST}"))
+    for record in manifest.files:
+        path = root / record.path
+        if not path.is_file():
+            faults.append(Fault("missing", record.path))
+        elif (size := path.stat().st_size) != record.bytes:
+            faults.append(Fault("size", record.path, found=f"{size} bytes", expected=f"{record.bytes} bytes"))
+    for needed in (INDEX, CLASSES, *(table.path for table in manifest.tables)):
+        if needed not in listed:
+            faults.append(Fault("manifest", MANIFEST, found=f"no record of {needed}"))
+    for name in unlisted(root, set(listed)):
+        if name.split("/")[0] in OWNED:
+            faults.append(Fault("unexpected", name))
+        else:
+            checked.warnings.append(f"{name} is not part of the artifact")
+    if not (root / README).is_file():
+        checked.warnings.append(f"there is no {README}")
+
+
+def _intact(checked: Checked, manifest: Manifest, name: str) -> bool:
+    """Whether a small file that everything else relies on has its hash; the fault is noted."""
+    record, path = manifest.file(name), checked.root / name
+    if record is None or not path.is_file():
+        return False
+    if (found := xxh3_file(path)) == record.xxh3_128:
+        return True
+    checked.faults.append(Fault("hash", name, (0, record.bytes), None, f"xxh3 {found}", f"xxh3 {record.xxh3_128}"))
+    return False
+
+
+def _index(checked: Checked, manifest: Manifest) -> None:
+    if not _intact(checked, manifest, INDEX):
+        return
+    schema = index_schema(manifest.columns)
+    wanted = [name for name in schema.names if name != "info"]
+    try:
+        table = read_table(checked.root / INDEX, wanted)
+        if table.schema.names != wanted or not table.schema.equals(pa.schema([schema.field(n) for n in wanted])):
+            raise FormatError("the index has other columns", found=table.schema.names, expected=wanted)
+    except (FormatError, KeyError, pa.ArrowException) as error:
+        checked.faults.append(Fault("index", INDEX, found=str(error)))
+        return
+    found = index_faults(manifest, table)
+    checked.faults += found
+    if not found:
+        checked.index = table.combine_chunks()
+
+
+def _classes(checked: Checked, manifest: Manifest) -> None:
+    if not _intact(checked, manifest, CLASSES):
+        return
+    try:
+        checked.classes = parse_classes(read_json(checked.root / CLASSES), checked.root / CLASSES)
+    except FormatError as error:
+        checked.faults.append(_fault("class-table", CLASSES, error))
+        return
+    if [row.id for row in checked.classes] != list(range(manifest.class_count)):
+        checked.faults.append(
+            Fault("class-table", CLASSES, found=f"{len(checked.classes)} rows", expected=f"{manifest.class_count}")
+        )
+    elif checked.index is not None:
+        counts = np.bincount(checked.index["label"].to_numpy(), minlength=manifest.class_count).tolist()
+        wrong = [row.id for row, count in zip(checked.classes, counts, strict=True) if row.count != count]
+        if wrong:
+            checked.faults.append(Fault("class-table", CLASSES, found=f"counts unlike the labels: classes {wrong}"))
+    for table in manifest.tables:
+        if table.shape[0] != manifest.class_count:
+            checked.faults.append(
+                Fault("class-table", table.path, found=f"{table.shape[0]} rows", expected=f"{manifest.class_count}")
+            )
+
+
+def parse_classes(raw: Any, where: Path) -> list[ClassRow]:
+    """Parse ``classes.json``.
+
+    Raises:
+        FormatError: a field is missing or of the wrong kind.
+    """
+    rows = []
+    for record in Fields(raw if isinstance(raw, dict) else {}, where, "").records("classes"):
+        fields = Fields(record, where, "classes[]")
+        rows.append(
+            ClassRow(
+                id=fields.number("id"),
+                name=fields.text("name"),
+                source_id=fields.text("source_id"),
+                prompt=fields.text("prompt"),
+                count=fields.number("count"),
+            )
+        )
+    return rows

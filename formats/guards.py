@@ -1,0 +1,105 @@
+"""What must hold before an artifact is written or finished."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from formats.errors import FormatError
+from formats.files import read_json
+from formats.layout import MANIFEST, unlisted
+from formats.schema import RAW, ClassRow, Column
+from formats.version import FORMAT_NAME
+
+
+def check_columns(columns: Sequence[Column], where: Path) -> None:
+    """Columns have different names and a codec that can be written.
+
+    Raises:
+        FormatError: they do not.
+    """
+    names = [column.name for column in columns]
+    if len(set(names)) != len(names):
+        raise FormatError("two columns have the same name", where=where, found=names)
+    for column in columns:
+        if column.codec != RAW:
+            raise FormatError("this codec cannot be written", where=where, found=column.codec, expected=RAW)
+
+
+def check_replaceable(out: Path) -> None:
+    """Accept as a place to write: nothing, an empty folder, or a finished artifact with nothing else in its folder.
+
+    Raises:
+        FormatError: anything else, since writing would destroy it.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    found = "no manifest.json of a d2c artifact"
+    if (out / MANIFEST).is_file():
+        raw = read_json(out / MANIFEST)
+        if isinstance(raw, dict) and isinstance(raw.get("format"), dict) and raw["format"].get("name") == FORMAT_NAME:
+            listed = {str(record.get("path")) for record in raw.get("files", []) if isinstance(record, dict)}
+            extra = unlisted(out, listed)
+            if not extra:
+                return
+            found = f"an artifact, and files that are not part of it: {', '.join(extra[:3])}"
+    raise FormatError(
+        "there is something else where the artifact should go",
+        where=out,
+        found=found,
+        expected="a new or empty folder, or a finished artifact",
+        hint="move it away, or choose another output folder",
+    )
+
+
+def check_classes(index: pa.Table, classes: Sequence[ClassRow], where: Path) -> None:
+    """Classes are numbered 0 .. C-1 and count the samples that have their label.
+
+    Raises:
+        FormatError: they do not.
+    """
+    counts = np.bincount(index["label"].to_numpy(), minlength=len(classes)).tolist()
+    if [row.id for row in classes] != list(range(len(classes))) or [row.count for row in classes] != counts:
+        raise FormatError(
+            "classes and labels disagree",
+            where=where,
+            found=f"{len(counts)} class numbers with {sum(counts)} samples",
+            expected=f"classes 0 to {len(classes) - 1} in order with {sum(row.count for row in classes)} samples",
+        )
+
+
+def check_keys(index: pa.Table, where: Path) -> None:
+    """No key comes twice in the artifact.
+
+    Raises:
+        FormatError: one does.
+    """
+    if (distinct := pc.count_distinct(index["key"]).as_py()) != index.num_rows:
+        raise FormatError(
+            "two samples have the same key", where=where, found=f"{distinct} keys", expected=f"{index.num_rows} keys"
+        )
+
+
+def check_facts(index: pa.Table, where: Path) -> None:
+    """Every sample has the same facts, so that table readers see one schema.
+
+    Raises:
+        FormatError: a sample has others than the first.
+    """
+    first: set[str] | None = None
+    for batch in index.select(["info"]).to_batches(max_chunksize=10_000):
+        for text in batch.column(0).to_pylist():
+            names = set(json.loads(text))
+            first = names if first is None else first
+            if names != first:
+                raise FormatError(
+                    "samples have different facts",
+                    where=where,
+                    found=sorted(names ^ first),
+                    expected="the same facts for every sample",
+                )

@@ -1,0 +1,27 @@
+"""Where things lie in an artifact, and what may lie beside them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+
+MANIFEST, SUMS, README = "manifest.json", "SHA256SUMS", "README.md"
+INDEX, SELECTION, CLASSES = "meta/samples.parquet", "meta/selection.json", "classes/classes.json"
+OWNED = ("shards", "parquet", "meta", "classes", "codec")
+"""Folders in which an unlisted file is a fault; elsewhere it is only worth a warning."""
+
+_UNHASHED = (MANIFEST, SUMS, README, "croissant.json", "LICENSE")
+
+
+def unlisted(root: Path, listed: AbstractSet[str]) -> list[str]:
+    """Files under ``root`` that the manifest does not list, sorted; hidden names and the known extras are left out."""
+    found = []
+    for folder, folders, files in os.walk(root):
+        inside = Path(folder).relative_to(root)
+        owned = inside.parts[:1] and inside.parts[0] in OWNED
+        folders[:] = [name for name in folders if owned or not name.startswith(".")]
+        names = [(inside / name).as_posix() for name in files if owned or not name.startswith(".")]
+        names += [(inside / name).as_posix() for name in folders if (Path(folder) / name).is_symlink()]
+        found += [name for name in names if name not in listed and name not in _UNHASHED]
+    return sorted(found)

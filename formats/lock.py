@@ -1,0 +1,55 @@
+"""One writer at a time: an advisory lock that dies with its process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from formats.errors import FormatError
+
+
+class WriterLock:
+    """An exclusive lock on ``path``, taken at once or not at all; the file goes away with `release`.
+
+    Raises:
+        FormatError: another process holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while self._descriptor is None:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(descriptor, 20, 0).decode("ascii", "replace")
+                os.close(descriptor)
+                raise FormatError(
+                    "another process is writing this artifact",
+                    where=path,
+                    found=f"held by process {holder or 'unknown'}",
+                    hint="wait until it is done, or choose another output folder",
+                ) from error
+            if self._current(descriptor):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode("ascii"), 0)
+                self._descriptor = descriptor
+            else:
+                os.close(descriptor)
+
+    def _current(self, descriptor: int) -> bool:
+        # A holder that has just finished may have removed the file between our open and our lock.
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def release(self) -> None:
+        """Give the lock back; a second call does nothing."""
+        if self._descriptor is not None:
+            self.path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None

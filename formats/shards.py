@@ -1,0 +1,58 @@
+"""One shard: samples in, a file and its rows of the index out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from formats.encoding import Encoded, Sample, encode
+from formats.errors import FormatError
+from formats.files import atomic
+from formats.index import index_row
+from formats.schema import CONTAINERS, Column, Container
+from formats.shards_parquet import write_parquet
+from formats.shards_tar import write_tar
+
+__all__ = ["Sample", "shard_name", "write_shard"]
+
+_SUFFIX = {"tar": "tar", "parquet": "parquet"}
+
+
+def shard_name(container: Container, shard: int, shards: int) -> str:
+    """Path of a shard inside its artifact."""
+    return f"{CONTAINERS[container]}/train-{shard:05d}-of-{shards:05d}.{_SUFFIX[container]}"
+
+
+def write_shard(
+    path: Path, container: Container, columns: Sequence[Column], samples: Iterable[Sample]
+) -> list[dict[str, Any]]:
+    """Write ``samples`` in the order given, whole or not at all; one sample (Parquet: one row group) is held in memory.
+
+    Returns the rows of the index: key, label, shard, row, sample_id, info, and per column ``<name>.offset`` of the
+    array's bytes in the file, ``<name>.nbytes`` and ``<name>.xxh3``.
+
+    Raises:
+        FormatError: a sample that does not fit the columns, a key that comes twice, facts that only some samples have.
+    """
+    rows: list[dict[str, Any]] = []
+    shard = f"{path.parent.name}/{path.name}"
+    write = {"tar": write_tar, "parquet": write_parquet}[container]
+    with atomic(path) as temporary:
+        offsets = write(temporary, columns, _encoded(samples, columns, shard, rows))
+    for row, places in zip(rows, offsets, strict=True):
+        row.update({f"{column.name}.offset": place for column, place in zip(columns, places, strict=True)})
+    return rows
+
+
+def _encoded(
+    samples: Iterable[Sample], columns: Sequence[Column], shard: str, rows: list[dict[str, Any]]
+) -> Iterator[Encoded]:
+    seen: set[str] = set()
+    for sample in samples:
+        encoded = encode(sample, columns)
+        if encoded.key in seen:
+            raise FormatError("two samples have the same key", where=shard, found=encoded.key)
+        seen.add(encoded.key)
+        rows.append(index_row(encoded, columns, shard, len(rows)))
+        yield encoded

@@ -1,0 +1,137 @@
+"""The commands on a real, tiny data set: the users' own lines, dry runs, and what verify returns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from d2c_cli.app import app
+
+
+def d2c(*args: str | Path) -> Any:
+    result = CliRunner().invoke(app, [str(arg) for arg in args], prog_name="d2c", catch_exceptions=False)
+    return result
+
+
+def document(*args: str | Path) -> dict[str, Any]:
+    result = d2c(*args, "--json")
+    assert result.exit_code == 0, result.stderr
+    return dict(json.loads(result.stdout))
+
+
+def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        for index in range(12):
+            path = folder / "photos" / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    (folder / "photos" / "cat" / "broken.png").write_bytes(b"not a picture")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("D2C_DEVICE", "cpu")
+
+
+def test_the_users_three_commands_and_their_dry_runs(home: Path) -> None:
+    score = ("score", "photos/", "--scorer-steps", "2", "--evals", "2")
+    train = ("train", "shards/", "--model", "sit-tiny/2", "--recipe", "small", "--steps", "2", "--batch-size", "4")
+
+    before = everything(home)
+    plan = document(*score, "--dry-run")
+    assert everything(home) == before
+    assert plan["dry_run"] is True
+    assert (plan["source"]["images"], plan["codec"], plan["size"], plan["evaluations"]) == (25, "rgb", 8, 50)
+    assert [(step["stage"], step["would_run"]) for step in plan["steps"]] == [
+        ("train the scorer", True),
+        ("score", True),
+    ]
+    assert plan["steps"][0]["facts"]["model"] == "sit-tiny/2"
+
+    scored = document(*score)
+    assert (scored["images"], scored["bad_files"], scored["classes"]) == (24, 1, 2)
+
+    before = everything(home)
+    assert not any(step["would_run"] for step in document(*score, "--dry-run")["steps"])
+    longer = document(*score, "--evals", "3", "--dry-run")
+    assert [step["would_run"] for step in longer["steps"]] == [False, True]
+    assert longer["steps"][1]["reasons"] == ["evals: 2 -> 3"]
+    assert longer["estimated_seconds"] > 0
+    plan = document("pack", "--ratio", "0.25", "--dry-run")
+    assert [step["stage"] for step in plan["steps"]] == ["select", "attach", "pack"]
+    assert plan["steps"][0]["facts"]["images"] == 6
+    assert plan["steps"][2]["facts"]["latent_bytes"] == 6 * 3 * 8 * 8
+    assert everything(home) == before
+
+    packed = document("pack", "--ratio", "0.25")
+    assert packed["images"] == 6
+    assert [(step["stage"], step["ran"]) for step in packed["steps"]] == [
+        ("select", True),
+        ("attach", True),
+        ("pack", True),
+    ]
+
+    before = everything(home)
+    plan = document("pack", "--ratio", "0.25", "--dry-run")
+    assert not any(step["would_run"] for step in plan["steps"])
+    assert plan["payload_bytes"] > 6 * 3 * 8 * 8
+    other = document("pack", "--ratio", "0.25", "--container", "parquet", "--dry-run")
+    assert [step["stage"] for step in other["steps"] if step["would_run"]] == ["pack"]
+    plan = document(*train, "--dry-run")
+    assert (plan["images"], plan["passes_per_image"], plan["steps"][0]["would_run"]) == (6, 1.3, True)
+    assert plan["run"] == "runs/sit-tiny-2-small"
+    assert everything(home) == before
+
+    trained = document(*train)
+    assert (trained["text"], trained["alignment"], trained["steps"][0]["ran"]) == (True, True, True)
+    assert document(*train)["steps"][0]["ran"] is False
+
+    assert document("verify", "shards", "--level", "deep")["faults"] == []
+    assert document("inspect", "shards")["artifact"]["counts"]["samples"] == 6
+
+    before = everything(home)
+    draw = ("sample", "runs/sit-tiny-2-small", "--count", "2", "--sampling-steps", "2")
+    plan = document(*draw, "--dry-run")
+    assert plan["steps"][0]["facts"] == {"images": 2, "evaluations": 2 * 2 * 2}
+    assert everything(home) == before
+    assert document(*draw)["files"] == ["grid.png"]
+
+    shard = next((home / "shards" / "shards").iterdir())
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.write_bytes(data)
+    damaged = d2c("verify", "shards", "--json")
+    assert damaged.exit_code == 3
+    assert json.loads(damaged.stdout)["ok"] is False
+    assert json.loads(damaged.stdout)["faults"][0]["path"].startswith("shards/")
+
+
+def test_pack_without_scores_names_the_command_that_makes_them(tmp_path: Path) -> None:
+    for args in (["select", "--per-class", "2"], ["pack", "--per-class", "2"]):
+        result = d2c(*args, "--workspace", tmp_path / "nothing")
+        assert result.exit_code == 1
+        assert "d2c score" in result.stderr
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_budgets_that_contradict_are_usage_errors() -> None:
+    both = d2c("select", "--per-class", "2", "--ratio", "0.5")
+    assert (both.exit_code, both.stdout) == (2, "")
+    assert "either --ratio R or --per-class N" in both.stderr
+    assert d2c("pack", "--ratio", "1.5").exit_code == 2

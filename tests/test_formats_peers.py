@@ -1,0 +1,154 @@
+"""Other people's readers on our files: webdataset, tar + numpy, GNU tar, pyarrow, sha256sum."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import re
+import shutil
+import subprocess
+import tarfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from formats_fixture import COLUMNS, make_samples, write_artifact
+
+from formats.npy import npy_header, parse_npy_header
+from formats.schema import DTYPES
+
+
+def _stored(sample: Any) -> dict[str, Any]:
+    return {name: value for name, value in sample.info.items() if value is not None}
+
+
+def test_webdataset_reads_the_tars(tmp_path: Path) -> None:
+    path = write_artifact(tmp_path / "a", "tar", 3)
+    urls = sorted(map(str, (path / "shards").iterdir()))
+    with warnings.catch_warnings():
+        # It warns about deprecated torch names when imported, and leaves files for the garbage collector to close.
+        warnings.simplefilter("ignore")
+        import webdataset
+
+        read = list(webdataset.WebDataset(urls, shardshuffle=False).decode())
+        gc.collect()
+    assert len(read) == 20
+    for sample, found in zip(make_samples(), read, strict=True):
+        assert found["__key__"] == sample.key
+        assert found["cls"] == sample.label
+        assert found["json"] == _stored(sample)
+        for column in COLUMNS:
+            assert found[f"{column.name}.npy"].dtype == column.numpy
+            np.testing.assert_array_equal(found[f"{column.name}.npy"], sample.arrays[column.name])
+
+
+def test_tarfile_and_numpy_read_the_tars(tmp_path: Path) -> None:
+    path = write_artifact(tmp_path / "a", "tar", 1)
+    with tarfile.open(path / "shards/train-00000-of-00001.tar") as tar:
+        members = tar.getmembers()
+        names = [f"{s.key}.{e}" for s in make_samples() for e in ("cls", "json", "latent.npy", "tokens.npy")]
+        assert [member.name for member in members] == names
+        assert {(m.mode, m.uid, m.gid, m.uname, m.gname, m.mtime, m.type) for m in members} == {
+            (0o644, 0, 0, "", "", 0, tarfile.REGTYPE)
+        }
+        for sample in make_samples():
+            for column in COLUMNS:
+                stream = tar.extractfile(f"{sample.key}.{column.name}.npy")
+                assert stream is not None
+                array = np.load(io.BytesIO(stream.read()), allow_pickle=False)
+                assert array.dtype == column.numpy
+                np.testing.assert_array_equal(array, sample.arrays[column.name])
+
+
+def test_header_is_the_one_the_standard_library_writes(tmp_path: Path) -> None:
+    path = write_artifact(tmp_path / "a", "tar", 1)
+    data = (path / "shards/train-00000-of-00001.tar").read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for member in tar:
+            ours, theirs = data[member.offset : member.offset_data], member.tobuf(tarfile.USTAR_FORMAT)
+            # Device numbers of a regular file are zeros to us and blanks to it, which changes the checksum at 148.
+            assert (ours[:148], ours[156:329]) == (theirs[:148], theirs[156:329])
+    assert len(data) % 10240 == 0
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="there is no tar program here")
+def test_tar_program_lists_the_tars_without_complaint(tmp_path: Path) -> None:
+    path = write_artifact(tmp_path / "a", "tar", 1)
+    command = ["tar", "tvf", str(path / "shards/train-00000-of-00001.tar")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 80
+
+
+def test_pyarrow_reads_the_parquet_shards(tmp_path: Path) -> None:
+    path = write_artifact(tmp_path / "a", "parquet", 3)
+    rows = []
+    for file in sorted((path / "parquet").iterdir()):
+        shard = pq.ParquetFile(file, page_checksum_verification=True)
+        with shard:
+            columns = json.loads(shard.schema_arrow.metadata[b"d2c"])["columns"]
+            rows += shard.read().to_pylist()
+            for i in range(shard.metadata.num_columns):
+                chunk = shard.metadata.row_group(0).column(i)
+                assert (chunk.compression, chunk.has_dictionary_page) == ("UNCOMPRESSED", False)
+                assert not chunk.is_stats_set
+    for sample, row in zip(make_samples(), rows, strict=True):
+        assert (row["key"], row["label"], json.loads(row["json"])) == (sample.key, sample.label, _stored(sample))
+        for column in columns:
+            array = np.frombuffer(row[column["name"]], f"<{column['dtype']}").reshape(column["shape"])
+            np.testing.assert_array_equal(array, sample.arrays[column["name"]])
+
+
+@pytest.mark.parametrize("container", ["tar", "parquet"])
+def test_index_alone_is_enough_to_fetch_one_array(tmp_path: Path, container: str) -> None:
+    path = write_artifact(tmp_path / "a", container)
+    row = pq.read_table(path / "meta/samples.parquet").to_pylist()[13]
+    with (path / row["shard"]).open("rb") as stream:
+        stream.seek(row["latent.offset"])
+        array = np.frombuffer(stream.read(row["latent.nbytes"]), "<f2").reshape(2, 4, 4, 4)
+    np.testing.assert_array_equal(array, make_samples()[13].arrays["latent"])
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="there is no coreutils here")
+@pytest.mark.parametrize("container", ["tar", "parquet"])
+def test_coreutils_check_the_sums(tmp_path: Path, container: str) -> None:
+    path = write_artifact(tmp_path / "a", container)
+    command = ["sha256sum", "--strict", "-c", "SHA256SUMS"]
+    done = subprocess.run(command, cwd=path, capture_output=True, text=True, check=True)
+    files = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    assert {line.removesuffix(": OK") for line in done.stdout.splitlines()} == files - {"README.md", "SHA256SUMS"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 4, 32, 32), (1000, 16, 2048)])
+def test_npy_header_is_what_numpy_reads_and_writes(dtype: str, shape: tuple[int, ...]) -> None:
+    header = npy_header(dtype, shape)
+    assert len(header) % 64 == 0
+    stream = io.BytesIO(header)
+    assert np.lib.format.read_magic(stream) == (1, 0)
+    assert np.lib.format.read_array_header_1_0(stream) == (shape, False, np.dtype(f"<{dtype}"))
+    theirs = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        theirs, {"descr": np.dtype(f"<{dtype}").str, "fortran_order": False, "shape": shape}
+    )
+    size = len(theirs.getvalue()) + int(np.prod(shape)) * np.dtype(dtype).itemsize
+    assert parse_npy_header(theirs.getvalue(), size, "x")[:2] == (dtype, shape)
+
+
+@pytest.mark.parametrize("container", ["tar", "parquet"])
+def test_card_has_a_head_and_an_example_that_runs(
+    tmp_path: Path, container: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_artifact(tmp_path / "a", container, 1)
+    text = (path / "README.md").read_text()
+    assert text.startswith('---\nlicense: "cc0-1.0"\nconfigs:\n')
+    example = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0].replace("NNNNN", "00001")
+    monkeypatch.chdir(path)
+    scope: dict[str, Any] = {}
+    exec(example, scope)
+    last = scope["array"] if container == "tar" else scope["arrays"]["tokens"]
+    np.testing.assert_array_equal(last, make_samples()[-1].arrays["tokens"])

@@ -1,0 +1,218 @@
+"""Attach and pack: what lands in the artifact, and that it is the same however it got there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import pack_request
+from killing import run_and_kill
+from PIL import Image
+
+from d2c import packing, pipeline, selection
+from d2c.errors import D2CError, UsageError
+from d2c.images import center_crop, decode
+from d2c.latents import LatentSpec, open_codec
+from d2c.progress import Progress
+from d2c.selection import SelectionConfig
+from d2c.vision import open_vision
+from d2c.workspace import Workspace
+from formats import open_artifact
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_the_artifact_holds_the_picks_with_their_pixels(packed: Path, image_folder: Path) -> None:
+    artifact = open_artifact(packed)
+    assert len(artifact) == 12
+    for row in range(len(artifact)):
+        info = artifact.info(row)
+        original = decode((image_folder / info["source_key"]).read_bytes())
+        np.testing.assert_array_equal(
+            artifact.array(row, "latent")[0], np.asarray(center_crop(original, 8)).transpose(2, 0, 1)
+        )
+        assert artifact.classes[artifact.labels[row]].name == info["source_key"].split("/")[0]
+
+
+def test_the_picks_are_the_selections_and_carry_their_scores(packed: Path) -> None:
+    artifact = open_artifact(packed)
+    workspace = Workspace(packed.parent / "workspace")
+    chosen = selection.load(workspace, pipeline.current_selection(workspace.path)).table
+    scores = dict(zip(chosen["key"].to_pylist(), chosen["score"].to_pylist(), strict=True))
+    infos = [artifact.info(row) for row in range(len(artifact))]
+    assert {info["source_key"]: info["score"] for info in infos} == scores
+
+
+def test_every_image_has_the_tokens_of_its_own_pixels(packed: Path, scorer: Path) -> None:
+    import torch
+
+    from d2c.scorers import load_denoiser
+
+    artifact = open_artifact(packed)
+    column = artifact.manifest["encoders"]["vision"]["column"]
+    device = torch.device("cpu")
+    encoder = open_vision(
+        "scorer", 4, device, scorer=load_denoiser(str(scorer)), codec=open_codec("rgb", 8, device), seed=0
+    )
+    for row in (0, 5, 11):
+        pixels = artifact.array(row, "latent")[0].transpose(1, 2, 0)[None]
+        expected = encoder.encode(np.ascontiguousarray(pixels), artifact.labels[row : row + 1].astype(np.int64))
+        # One image and a whole batch round their sums differently; another image's tokens are far away.
+        np.testing.assert_allclose(artifact.array(row, column), expected[0], atol=2e-2)
+
+
+def test_text_is_stored_once_a_class_with_its_prompt(packed: Path) -> None:
+    artifact = open_artifact(packed)
+    assert [row.prompt for row in artifact.classes] == ["a photo of a cat", "a photo of a dog", "a photo of a sea lion"]
+    assert artifact.table("text_embeds").shape == (3, 16, 256)
+    assert artifact.table("text_mask").sum(1).tolist() == [5, 5, 6]
+
+
+def test_the_manifest_says_where_all_of_it_came_from_and_names_no_path(packed: Path, tmp_path: Path) -> None:
+    manifest = open_artifact(packed).manifest
+    assert manifest["selection"]["method"] == "interval"
+    assert manifest["selection"]["scorer"]["model"] == "sit-tiny/2"
+    assert manifest["source"]["name"] == "pets"
+    assert manifest["source"]["fingerprint"].startswith("xxh3-128:")
+    assert LatentSpec.from_dict(manifest["latent"]).codec == "rgb"
+    assert str(tmp_path.parent.parent) not in (packed / "manifest.json").read_text()
+
+
+def test_two_processes_and_another_day_write_the_same_bytes(workspace: Path, tmp_path: Path, packed: Path) -> None:
+    pipeline.pack(pack_request(workspace, tmp_path / "again", per_class=4, gpus=2))
+    assert contents(tmp_path / "again") == contents(packed)
+
+
+def test_tar_and_parquet_have_the_same_content(workspace: Path, tmp_path: Path, packed: Path) -> None:
+    other, _ = pipeline.pack(pack_request(workspace, tmp_path / "p", per_class=4, container="parquet", shards=2))
+    assert other.content_id == open_artifact(packed).content_id
+
+
+def pack(request: pipeline.PackRequest, progress: Progress) -> None:
+    pipeline.pack(request, progress)
+
+
+@pytest.mark.parametrize("stage", ["attach", "pack"])
+def test_killed_and_run_again_it_packs_the_same_bytes(
+    workspace: Path, tmp_path: Path, packed: Path, stage: str
+) -> None:
+    request = pack_request(workspace, tmp_path / "shards", per_class=4)
+    run_and_kill(pack, request, stage, after=5)
+    assert not (tmp_path / "shards").exists()
+    pipeline.pack(request)
+    assert contents(tmp_path / "shards") == contents(packed)
+
+
+def ran(steps: list[pipeline.Step]) -> list[str]:
+    return [step.stage for step in steps if step.ran]
+
+
+def test_packing_again_does_nothing_and_a_changed_option_only_what_depends_on_it(
+    workspace: Path, tmp_path: Path
+) -> None:
+    request = pack_request(workspace, tmp_path / "shards", per_class=4)
+    assert ran(pipeline.pack(request)[1]) == ["select", "attach", "pack"]
+    before = (tmp_path / "shards" / "manifest.json").stat().st_mtime_ns
+    assert ran(pipeline.pack(request)[1]) == []
+    assert (tmp_path / "shards" / "manifest.json").stat().st_mtime_ns == before
+    tars = pack_request(workspace, tmp_path / "shards", per_class=4, container="parquet")
+    assert ran(pipeline.pack(tars)[1]) == ["pack"]
+    plain = pack_request(workspace, tmp_path / "plain", per_class=4, vision="none")
+    assert ran(pipeline.pack(plain)[1]) == ["pack"]
+    other = pack_request(workspace, tmp_path / "shards", per_class=4, method="random")
+    assert ran(pipeline.pack(other)[1]) == ["select", "attach", "pack"]
+    assert ran(pipeline.pack(request)[1]) == ["pack"]
+
+
+def test_without_a_budget_the_current_selection_is_packed(workspace: Path, tmp_path: Path) -> None:
+    pipeline.select(SelectionConfig(workspace=workspace, per_class=2))
+    result, _ = pipeline.pack(pack_request(workspace, tmp_path / "shards"))
+    assert result.samples == 6
+
+
+def test_without_a_budget_and_a_selection_it_says_what_to_give(workspace: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--ratio"):
+        pipeline.pack(pack_request(workspace, tmp_path / "shards"))
+
+
+def test_without_scores_it_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(D2CError, match="d2c score"):
+        pipeline.pack(pack_request(tmp_path / "empty", tmp_path / "shards", ratio=0.1))
+
+
+@pytest.fixture
+def own_images(tmp_path: Path, image_folder: Path, scorer: Path) -> dict[str, Any]:
+    """A scored source that the test may damage."""
+    from d2c import scoring
+
+    folder = Path(shutil.copytree(image_folder, tmp_path / "pets"))
+    config = scoring.ScoringConfig(
+        source=folder, workspace=tmp_path / "ws", scorer=str(scorer), codec="rgb", size=8, evals=2, device="cpu"
+    )
+    scoring.run(scoring.plan(config))
+    chosen, _ = pipeline.select(SelectionConfig(workspace=tmp_path / "ws", per_class=3))
+    return {"folder": folder, "workspace": tmp_path / "ws", "key": chosen.table["key"][4].as_py()}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "no longer in the source"),
+        (lambda path: path.write_bytes(path.read_bytes()[:60]), "can no longer be read"),
+        (lambda path: Image.new("RGB", (8, 8), "red").save(path), "changed since it was scored"),
+    ],
+)
+def test_an_image_that_changed_after_scoring_is_an_error_and_nothing_is_packed(
+    own_images: dict[str, Any], tmp_path: Path, damage: Any, message: str
+) -> None:
+    damage(own_images["folder"] / own_images["key"])
+    with pytest.raises(D2CError, match=message) as caught:
+        pipeline.pack(pack_request(own_images["workspace"], tmp_path / "shards"))
+    assert "d2c score" in str(caught.value)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_a_folder_of_something_else_is_never_replaced(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "thesis.tex").write_text("years of work")
+    with pytest.raises(D2CError, match="something else"):
+        pipeline.pack(pack_request(workspace, tmp_path / "shards", per_class=2))
+    assert (tmp_path / "shards" / "thesis.tex").exists()
+
+
+def test_a_grid_that_the_scorer_does_not_have_is_refused(workspace: Path, tmp_path: Path) -> None:
+    with pytest.raises(D2CError, match="another grid"):
+        pipeline.pack(pack_request(workspace, tmp_path / "shards", per_class=2, grid=2))
+
+
+def test_a_full_disk_is_said_and_loses_nothing(
+    workspace: Path, tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+    import os
+
+    request = pack_request(workspace, tmp_path / "shards", per_class=4)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            pipeline.pack(request)
+    assert not (tmp_path / "shards").exists()
+    pipeline.pack(request)
+    assert contents(tmp_path / "shards") == contents(packed)
+
+
+def test_plans_know_the_size(workspace: Path, tmp_path: Path) -> None:
+    request = pack_request(workspace, tmp_path / "shards", per_class=4)
+    chosen, _ = pipeline.select(SelectionConfig(workspace=workspace, per_class=4))
+    attached, _ = pipeline.attach(request, chosen.name)
+    plan = packing.plan(pipeline.packing_config(request, chosen.name, attached))
+    assert plan.contents.bytes == 12 * (3 * 8 * 8 + 16 * 96 * 2)

@@ -1,0 +1,128 @@
+"""Select: the paper's ranks, budgets, and what must not change a selection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from d2c.errors import UsageError
+from d2c.selection import SelectionConfig, budget_per_class, interval_ranks, select
+
+
+def config(**options: Any) -> SelectionConfig:
+    return SelectionConfig(workspace=Path("workspace"), **options)
+
+
+def scores(sizes: list[int], seed: int = 0) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    keys = [f"{label}/{i:04d}.png" for label, size in enumerate(sizes) for i in range(size)]
+    return pa.table({"key": keys, "label": pa.array(labels, pa.int32()), "score": rng.gamma(2.0, 1.0, len(keys))})
+
+
+@pytest.mark.parametrize(("budget", "interval", "last"), [(10, 96, 864), (50, 16, 784), (100, 10, 990)])
+def test_the_papers_three_settings_take_every_kth_rank(budget: int, interval: int, last: int) -> None:
+    ranks = interval_ranks(1300, budget, interval)
+    assert ranks.tolist() == list(range(0, last + 1, interval))
+
+
+def test_an_interval_that_overruns_a_small_class_shrinks_and_the_budget_is_kept() -> None:
+    # ImageNet's smallest class has 732 images: 10 picks at k = 96 would need rank 864.
+    ranks = interval_ranks(732, 10, 96)
+    assert len(ranks) == 10
+    assert ranks.tolist() == list(range(0, 730, 81))
+
+
+def test_without_an_interval_the_picks_span_three_quarters_of_a_class() -> None:
+    assert interval_ranks(1300, 10, None).tolist() == list(range(0, 865, 96))
+
+
+@given(size=st.integers(1, 400), budget=st.integers(1, 400), interval=st.none() | st.integers(1, 500))
+def test_ranks_are_distinct_inside_the_class_and_as_many_as_can_be(
+    size: int, budget: int, interval: int | None
+) -> None:
+    ranks = interval_ranks(size, budget, interval)
+    assert len(ranks) == min(size, budget)
+    assert len(set(ranks.tolist())) == len(ranks)
+    assert ranks.min() == 0 and ranks.max() < size
+
+
+@given(st.permutations(list(range(60))), st.sampled_from(["interval", "random"]))
+def test_the_order_of_the_rows_changes_nothing(order: list[int], method: str) -> None:
+    table = scores([20, 30, 10])
+    asked = config(method=method, per_class=4)
+    assert select(table.take(order), asked, 3).equals(select(table, asked, 3))
+
+
+def test_equal_scores_are_ordered_by_key() -> None:
+    table = pa.table({"key": ["c", "a", "b"], "label": pa.array([0, 0, 0], pa.int32()), "score": [1.0, 1.0, 1.0]})
+    assert select(table, config(per_class=2), 1)["key"].to_pylist() == ["a", "b"]
+
+
+def test_every_class_gives_its_budget_and_a_small_class_all_it_has() -> None:
+    picks = select(scores([100, 3, 50]), config(per_class=10), 3)
+    assert np.bincount(picks["label"].to_numpy()).tolist() == [10, 3, 10]
+
+
+def test_class_rank_is_the_rank_by_score_inside_the_class() -> None:
+    table = scores([40, 40])
+    picks = select(table, config(per_class=5, interval=7), 2)
+    assert picks["class_rank"].to_pylist() == [0, 7, 14, 21, 28] * 2
+    for row in picks.to_pylist():
+        own = [
+            s
+            for s, label in zip(table["score"].to_pylist(), table["label"].to_pylist(), strict=True)
+            if label == row["label"]
+        ]
+        assert sorted(own)[row["class_rank"]] == row["score"]
+
+
+def test_a_smaller_random_budget_lies_inside_a_larger_one() -> None:
+    table = scores([200, 150])
+    small = select(table, config(method="random", per_class=10, seed=3), 2)["key"].to_pylist()
+    large = select(table, config(method="random", per_class=50, seed=3), 2)["key"].to_pylist()
+    assert set(small) < set(large)
+
+
+def test_random_draws_differ_by_seed_and_are_unbiased_in_score() -> None:
+    table = scores([2000])
+    draws = [select(table, config(method="random", per_class=500, seed=s), 1) for s in range(4)]
+    keys = [set(draw["key"].to_pylist()) for draw in draws]
+    assert all(a != b for a in keys for b in keys if a is not b)
+    means = [np.mean(draw["score"].to_numpy()) for draw in draws]
+    # sd of one mean is sqrt(2)/sqrt(500) = 0.063 around the gamma's mean 2
+    assert abs(np.mean(means) - 2.0) < 0.15
+
+
+def test_a_ratio_is_shared_equally_by_the_classes() -> None:
+    assert budget_per_class(config(ratio=0.008), 1_281_167, 1000) == 10
+    assert budget_per_class(config(ratio=0.02), 50_000, 10) == 100
+    assert budget_per_class(config(ratio=0.0001), 1000, 10) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ratio": 0.1, "per_class": 3},
+        {"ratio": 0.0},
+        {"ratio": 1.5},
+        {"per_class": 0},
+        {"ratio": 0.1, "interval": 0},
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_a_usage_error(options: dict[str, float]) -> None:
+    with pytest.raises(UsageError):
+        config(**options)
+
+
+def test_different_selections_have_different_names() -> None:
+    configs = [config(ratio=0.1), config(ratio=0.1, interval=5), config(ratio=0.1, seed=1)]
+    assert len({one.name for one in configs}) == 3
+    assert configs[0].name == config(ratio=0.1).name
