@@ -27,6 +27,7 @@ from d2c.progress import Progress, Silent
 from d2c.runs import Run
 from d2c.sampling import SamplerConfig
 from d2c.sources import Source, open_source
+from d2c.tokens import save_array
 from d2c.workspace import Workspace
 from formats import Artifact, open_artifact
 from formats.files import read_json, write_json
@@ -170,22 +171,32 @@ def _measure(plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]:
 
 
 def _reference(plan: Plan, space: FeatureSpace, size: int, progress: Progress) -> tuple[_Real, list[str]]:
-    config = plan.config
+    """Features of the real images, kept in the workspace for the next run that is measured against them."""
+    config, workspace = plan.config, Workspace(plan.config.workspace)
     rows = (
         list(range(min(len(plan.source), config.reference_images)))
         if config.reference
-        else scored_rows(Workspace(config.workspace), plan.source, config.reference_images, "reference")
+        else scored_rows(workspace, plan.source, config.reference_images, "reference")
     )
-    features, labels = [], []
-    with progress.bar("real images", len(rows), "image") as bar:
-        for batch in batches.load(plan.source, rows, size, batch=256):
-            features.append(space(batch.pixels))
-            labels.append(plan.source.labels[batch.indices].astype(np.int64))
-            bar.advance(len(batch))
+    stage = workspace.reference(f"{space.name}-{plan.source.digest[:8]}")
+    asked = {"size": size, "images": len(rows)}
+    inputs = {"space": space.digest, "source": plan.source.digest}
+    if stage.stale(asked, inputs):
+        stage.begin(asked, inputs)
+        features, labels = [], []
+        with stage.spending(), progress.bar("real images", len(rows), "image") as bar:
+            for batch in batches.load(plan.source, rows, size, batch=256):
+                features.append(space(batch.pixels).astype(np.float32))
+                labels.append(plan.source.labels[batch.indices].astype(np.int64))
+                bar.advance(len(batch))
+        save_array(stage.path / "features.npy", np.concatenate(features))
+        save_array(stage.path / "labels.npy", np.concatenate(labels))
+        stage.finish(["features.npy", "labels.npy"], {}, device=plan.generator.device.type)
     notes = []
     if space.name == "classifier":
         notes.append("measured in the space of a classifier of this data: not FID, comparable only with its like")
-    return _Real(np.concatenate(features), np.concatenate(labels)), notes
+    found, of = (np.load(stage.path / f"{name}.npy", allow_pickle=False) for name in ("features", "labels"))
+    return _Real(found, of), notes
 
 
 def _row(name: str, images: _Real, reference: _Real) -> dict[str, Any]:

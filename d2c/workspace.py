@@ -1,6 +1,6 @@
 """The directory where stages meet. A stage's record is written last: no record, not finished.
 
-Layout: ``scorer/ scores/ selection/<name>/ attachments/text/<encoder>/ attachments/<selection>/<encoder>/ judge/``; each stage folder holds
+Layout: ``scorer/ scores/ selection/<name>/ attachments/text/<encoder>/ attachments/<selection>/<encoder>/ judge/ reference/<space>/``; each stage folder holds
 ``stage.json`` (its record), ``begun.json`` (what an unfinished run was asked for), ``cost.jsonl`` (seconds of work,
 one line a part) and its own files.
 """
@@ -153,6 +153,10 @@ class Workspace:
     @property
     def judge(self) -> Stage:
         return Stage(self.path / "judge", "judge", 1)
+
+    def reference(self, name: str) -> Stage:
+        """Features of real images in one feature space."""
+        return Stage(self.path / "reference" / name, "reference", 1)
 
     def selection(self, name: str) -> Stage:
         return Stage(self.path / "selection" / name, "selection", 1)

@@ -19,7 +19,7 @@ import pytest
 from formats_fixture import COLUMNS, make_samples, write_artifact
 
 from formats.npy import npy_header, parse_npy_header
-from formats.schema import DTYPES
+from formats.schema import DTYPES, Column
 
 
 def _stored(sample: Any) -> dict[str, Any]:
@@ -101,6 +101,14 @@ def test_pyarrow_reads_the_parquet_shards(tmp_path: Path) -> None:
         for column in columns:
             array = np.frombuffer(row[column["name"]], f"<{column['dtype']}").reshape(column["shape"])
             np.testing.assert_array_equal(array, sample.arrays[column["name"]])
+
+
+def test_row_groups_are_small_where_samples_are_large(tmp_path: Path) -> None:
+    for side, rows in ((8, 130), (128, 64)):
+        columns = (Column("latent", "f2", (2, 4, side, side)),)
+        path = write_artifact(tmp_path / str(side), "parquet", 1, make_samples(130, columns), columns)
+        metadata = pq.read_metadata(path / "parquet/train-00000-of-00001.parquet")
+        assert metadata.row_group(0).num_rows == rows
 
 
 @pytest.mark.parametrize("container", ["tar", "parquet"])

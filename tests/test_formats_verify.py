@@ -22,6 +22,7 @@ from formats import FormatError, IntegrityError, VersionError, open_artifact, ve
 from formats.files import read_json, write_json
 from formats.hashing import sha256_file, xxh3_file
 from formats.npy import npy_header, read_npy
+from formats.schema import parse_manifest
 from formats.shards import Sample
 
 LEVELS = ("quick", "default", "deep")
@@ -441,3 +442,46 @@ def test_twins_count_twice_in_the_content_id(tmp_path: Path) -> None:
     single = open_artifact(write_artifact(tmp_path / "a", samples=[one])).content_id
     double = open_artifact(write_artifact(tmp_path / "b", samples=[one, twin])).content_id
     assert single != double
+
+
+def test_bytes_hidden_between_and_behind_members_are_found(tar: Path) -> None:
+    shard = shards(tar)[0]
+    before = shard.read_bytes()
+    with tarfile.open(shard) as archive:
+        label = archive.getmember("00000002.cls")
+        end = archive.getmembers()[-1]
+    behind = end.offset_data + -(-end.size // 512) * 512 + 1024
+    for position, found in ((label.offset_data + 100, "padding"), (behind, "behind the end")):
+        flip(shard, position)
+        reseal(tar)
+        assert any(found in str(fault) for fault in verify(tar).faults)
+        shard.write_bytes(before)
+
+
+@pytest.mark.parametrize("container", ["tar", "parquet"])
+def test_offset_of_a_twin_is_found_by_deep(tmp_path: Path, container: str) -> None:
+    """The bytes pointed at have the right hash, but they are another sample's."""
+    one = make_samples(1)[0]
+    twin = Sample("twin", one.label, one.arrays, one.info)
+    path = write_artifact(tmp_path / "a", container, 1, [one, twin])
+    edit_index(path, lambda rows: rows[0].update({"latent.offset": rows[1]["latent.offset"]}))
+    (fault,) = verify(path, "deep").faults
+    assert (fault.kind, fault.sample) == ("index", one.key)
+
+
+def test_sha256_is_checked_by_deep(artifact: Path) -> None:
+    shard = shards(artifact)[0].relative_to(artifact).as_posix()
+    digest = sha256_file(artifact / shard)
+    sums = (artifact / "SHA256SUMS").read_text()
+    (artifact / "SHA256SUMS").write_text(sums.replace(digest, "0" * 64))
+    edit_manifest(artifact, lambda m: [f.update(sha256="0" * 64) for f in m["files"] if f["path"] == shard])
+    assert verify(artifact).ok
+    (fault,) = verify(artifact, "deep").faults
+    assert (fault.kind, fault.path) == ("hash", shard)
+
+
+def test_true_is_no_number(artifact: Path) -> None:
+    manifest = read_json(artifact / "manifest.json")
+    manifest["counts"]["samples"] = True
+    with pytest.raises(FormatError, match=r"counts\.samples"):
+        parse_manifest(manifest, "manifest.json")
