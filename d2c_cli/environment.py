@@ -16,6 +16,8 @@ _DEFAULTS = {
     "DIFFUSERS_VERBOSITY": "error",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
+    # torch's launcher sets its loggers to this when it is imported.
+    "LOGLEVEL": "CRITICAL",
 }
 _LOGGERS = (
     # The launcher logs how each worker ended; `errors` says it once, with the traceback where it was a bug.

@@ -72,7 +72,7 @@ class Output:
             same = [
                 f" --{name.replace('_', '-')} {shlex.quote(self.typed[name])}" for name in keep if name in self.typed
             ]
-            print(f"next: {command}{''.join(same)}", err=True)
+            typer.echo(f"next: {command}{''.join(same)}", err=True)
 
 
 def _resolved(ctx: typer.Context, config: Mapping[str, Any]) -> str:

@@ -16,12 +16,10 @@ from formats.shards_tar import write_tar
 
 __all__ = ["Sample", "shard_name", "write_shard"]
 
-_SUFFIX = {"tar": "tar", "parquet": "parquet"}
-
 
 def shard_name(container: Container, shard: int, shards: int) -> str:
     """Path of a shard inside its artifact."""
-    return f"{CONTAINERS[container]}/train-{shard:05d}-of-{shards:05d}.{_SUFFIX[container]}"
+    return f"{CONTAINERS[container]}/train-{shard:05d}-of-{shards:05d}.{container}"
 
 
 def write_shard(

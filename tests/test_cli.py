@@ -222,7 +222,9 @@ def test_what_is_no_count_is_a_usage_error(monkeypatch: pytest.MonkeyPatch, type
 
 def test_flag_beats_environment_beats_file_beats_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = Asked(monkeypatch)
-    (tmp_path / "d2c.toml").write_text('device = "cpu"\n[score]\nevals = 16\nbatch-size = 32\nseed = 1\n')
+    (tmp_path / "d2c.toml").write_text(
+        'device = "cpu"\n[score]\nevals = 16\nbatch-size = 32\nseed = 1\n[pack]\ngpus = 7\n'
+    )
     given = ["score", "photos", "--config", "d2c.toml"]
     result = d2c(*given, "--seed", "3", env={"D2C_SEED": "2", "D2C_BATCH_SIZE": "2"})
     assert result.exit_code == 0, result.stderr

@@ -26,7 +26,7 @@ def test_tables_fit_and_lose_nothing(width: int) -> None:
     for word in ("distance", "precision", "recall", "covariance", "deficient", "1,797", "5,391", "68.99", "diagonal"):
         assert word in text
     # Every folded part repeats the first column.
-    assert text.count("random real 2") == text.count("name")
+    assert text.count("random real 2") == text.count("name") >= (2 if width <= 60 else 1)
 
 
 def test_long_text_is_cut_in_the_middle_only_where_it_must() -> None:

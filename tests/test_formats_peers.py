@@ -160,3 +160,23 @@ def test_card_has_a_head_and_an_example_that_runs(
     exec(example, scope)
     last = scope["array"] if container == "tar" else scope["arrays"]["tokens"]
     np.testing.assert_array_equal(last, make_samples()[-1].arrays["tokens"])
+
+
+@pytest.mark.parametrize("container", ["tar", "parquet"])
+def test_examples_of_the_documentation_run(tmp_path: Path, container: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs/format.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    other = {"tar": "parquet/", "parquet": "shards/"}[container]
+    columns = (Column("latent", "f2", (2, 4, 32, 32)), Column("tokens", "u1", (3, 5)))
+    write_artifact(tmp_path / "my-artifact", container, 2, make_samples(20, columns), columns)
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    for example in examples:
+        if f"my-artifact/{other}" not in example:
+            with warnings.catch_warnings():
+                # webdataset leaves files for the garbage collector to close.
+                warnings.simplefilter("ignore")
+                exec(example, {})
+                gc.collect()
+            ran += 1
+    assert ran == (4 if container == "tar" else 3)
