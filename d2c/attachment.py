@@ -155,7 +155,8 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
 
 def _attach_text(plan: Plan, stage: Stage | None) -> None:
     config = plan.config
-    assert stage is not None and config.text is not None
+    assert stage is not None
+    assert config.text is not None
     classes = Workspace(config.workspace).classes()
     device = runtime.resolve_device(config.device)
     stage.begin(config.text_identity(), plan.inputs["text"])

@@ -15,7 +15,7 @@ Array = np.ndarray[Any, Any]
 
 
 def histogram(values: Array, picked: Array, *, label: str, unit: str) -> str:
-    """Counts of ``values`` in 40 bins, with the bins' ``picked`` values drawn over them (each scaled to its own peak)."""
+    """Counts of ``values`` in 40 bins, and over them those of ``picked``; each is scaled to its own peak."""
     edges = np.histogram_bin_edges(np.concatenate([values, picked]), bins=40)
     low, high = float(edges[0]), float(edges[-1])
     bars = []
@@ -79,7 +79,8 @@ def _frame(label: str, body: str, x: tuple[float, float], y: tuple[float, float]
         )
     units = (
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_unit)}</text>'
-        f'<text x="12" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 12 {HEIGHT / 2})">{escape(y_unit)}</text>'
+        f'<text x="12" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 12 {HEIGHT / 2})">'
+        f"{escape(y_unit)}</text>"
     )
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'

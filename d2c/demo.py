@@ -221,7 +221,7 @@ def _summary(rows: list[dict[str, Any]], space: str, measured: dict[str, Any]) -
         report.text(
             f"{space} of the condensed, enriched arm is {abs(gap):.3f} {better} than the random arm's; {verdict} "
             f"with {len(ours)} seeds an arm. Both arms train {MODEL} for the same steps on as many images "
-            f"({measured['protocol']['images']}); each image is seen {measured['protocol']['passes_per_image']:.0f} times."
+            f"({measured['protocol']['images']}), each seen about {measured['protocol']['passes_per_image']:.0f} times."
         ),
         report.text(
             "A toy: tiny images and a tiny model, so that every stage runs in minutes on a laptop. It shows that the "

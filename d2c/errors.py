@@ -1,4 +1,4 @@
-"""Known failures: each says what, where, found, expected and what to try. Anything else is a bug and keeps its traceback."""
+"""Known failures: what, where, found, expected, what to try. Anything else is a bug and keeps its traceback."""
 
 from __future__ import annotations
 

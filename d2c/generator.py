@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from formats.schema import ClassRow
 from PIL import Image
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from d2c.runs import DONE, RUN, TEXT
 from d2c.sampling import SamplerConfig, sample
 from d2c.scorers import Denoiser, load_denoiser
 from formats.files import atomic, read_json
+from formats.schema import ClassRow
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ IMAGES = 20_000
 def open_space(
     workspace: Workspace, source: Source, size: int, inception: Path | None, device: torch.device, progress: Progress
 ) -> FeatureSpace:
-    """The feature space for a source: Inception from ``inception``, else the workspace's classifier, trained if missing.
+    """Inception with the weights ``inception``, else the workspace's classifier, trained if it is missing.
 
     Raises:
         D2CError: the Inception file is missing, or the data has too few classes or images for a classifier.

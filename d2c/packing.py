@@ -13,9 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from formats.schema import ClassRow, Column
-from formats.shards import Sample
-from formats.writer import ArtifactWriter
 
 from d2c import __version__, readback, runtime
 from d2c import picks as picked
@@ -31,6 +28,9 @@ from d2c.workspace import Workspace
 from formats import open_artifact
 from formats.files import read_json
 from formats.hashing import xxh3, xxh3_json
+from formats.schema import ClassRow, Column
+from formats.shards import Sample
+from formats.writer import ArtifactWriter
 
 LATENT = "latent"
 ENCODE_BATCH = 32

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import tempfile
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from d2c.errors import D2CError, UsageError
+from formats.errors import FormatError, IntegrityError, VersionError
 from formats.hashing import xxh3
 
 T = TypeVar("T")
@@ -157,25 +163,65 @@ def _spawn(worker: Callable[[Ranks, Any], None], argument: Any, workers: int, de
         max_restarts=0,
         monitor_interval=0.1,
     )
-    try:
-        elastic_launch(config, _child)(worker, argument, device.type)
-    except ChildFailedError as error:
-        first = min(error.failures.values(), key=lambda failure: failure.timestamp)
-        raise D2CError(
-            "a worker process failed",
-            where=f"rank {min(error.failures)}",
-            found=_last_line(first.message),
-            hint="finished parts are kept: run the same command again",
-        ) from error
+    with tempfile.TemporaryDirectory(prefix="d2c-") as folder:
+        try:
+            elastic_launch(config, _child)(worker, argument, device.type, folder)
+        except ChildFailedError as error:
+            raise _cause(Path(folder)) or D2CError(
+                "a worker process died",
+                found=f"rank {min(error.failures)}, exit code {min(error.failures.values(), key=_time).exitcode}",
+                hint="finished parts are kept: run the same command again; if it dies again, memory may be short",
+            ) from error
 
 
-def _child(worker: Callable[[Ranks, Any], None], argument: Any, device_type: str) -> None:
+def _time(failure: Any) -> float:
+    return float(failure.timestamp)
+
+
+def _child(worker: Callable[[Ranks, Any], None], argument: Any, device_type: str, folder: str) -> None:
     _join(torch.device(device_type))
     try:
         worker(ranks(), argument)
-        dist.barrier()
+    except Exception as error:
+        # Told before the group falls apart: the other ranks' lost connections would hide it.
+        if not _lost_peer(error):
+            _tell(Path(folder), error)
+        raise
     finally:
         dist.destroy_process_group()
+
+
+def _lost_peer(error: Exception) -> bool:
+    """Whether a rank only noticed that another one had gone."""
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "Gloo", "NCCL"))
+
+
+def _tell(folder: Path, error: Exception) -> None:
+    """Leave the error for the parent, unless another rank was first."""
+    told: dict[str, Any] = {"kind": "bug", "what": traceback.format_exc()}
+    if isinstance(error, FormatError):
+        parts = {name: getattr(error, name) for name in ("where", "found", "expected", "hint")}
+        told = {"kind": type(error).__name__, "what": error.what, "parts": parts}
+    elif isinstance(error, OSError) and error.errno is not None:
+        told = {"kind": "OSError", "what": [error.errno, error.strerror, str(error.filename or "")]}
+    temporary = folder / f"{ranks().rank}.tmp"
+    temporary.write_text(json.dumps(told), encoding="utf-8")
+    with contextlib.suppress(FileExistsError):
+        os.link(temporary, folder / "error.json")
+
+
+def _cause(folder: Path) -> Exception | None:
+    """The first worker's own error, of its own type where it was a known failure."""
+    path = folder / "error.json"
+    if not path.exists():
+        return None
+    told = json.loads(path.read_text(encoding="utf-8"))
+    if told["kind"] == "OSError":
+        return OSError(*told["what"])
+    if told["kind"] == "bug":
+        return RuntimeError(f"a worker process failed:\n{told['what']}")
+    types = {kind.__name__: kind for kind in (UsageError, FormatError, IntegrityError, VersionError)}
+    return types.get(told["kind"], D2CError)(told["what"], **told["parts"])
 
 
 def _join(device: torch.device) -> None:
@@ -186,8 +232,3 @@ def _join(device: torch.device) -> None:
         dist.init_process_group("cpu:gloo,cuda:nccl")
     else:
         dist.init_process_group("gloo")
-
-
-def _last_line(message: object) -> str:
-    text = message.get("message", "") if isinstance(message, dict) else str(message)
-    return text.strip().splitlines()[-1] if text.strip() else "no message (killed?)"

@@ -34,7 +34,6 @@ from formats import Artifact, open_artifact
 from formats.files import read_json, remove_tree, write_json
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """What to train on what. ``recipe`` holds every number; ``out`` is the run's folder."""

@@ -1,8 +1,9 @@
 """The directory where stages meet. A stage's record is written last: no record, not finished.
 
-Layout: ``scorer/ scores/ selection/<name>/ attachments/text/<encoder>/ attachments/<selection>/<encoder>/ judge/ reference/<space>/``; each stage folder holds
-``stage.json`` (its record), ``begun.json`` (what an unfinished run was asked for), ``cost.jsonl`` (seconds of work,
-one line a part) and its own files.
+Layout: ``scorer/<digest>/{shards,run}  scores/  selection/<name>/  attachments/text/<encoder>/
+attachments/<selection>/<encoder>/  judge/  reference/<space>/``. Each stage's folder holds ``stage.json`` (its
+record), ``begun.json`` (what an unfinished run was asked for), ``cost.jsonl`` (seconds of work, a line a part) and its
+own files.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Stage:
         return reasons + [f"{name} is missing" for name in record.outputs if not (self.path / name).exists()]
 
     def begin(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-        """Prepare the folder: keep the finished parts of an interrupted run that was asked the same, else start anew."""
+        """Prepare the folder: keep the parts of an interrupted run that was asked the same, else start anew."""
         if self.record() is not None or not self._begun_as(config, inputs):
             remove_tree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+from types import FrameType
+
+from d2c.errors import InterruptedRunError
 
 _DEFAULTS = {
     # Idle OpenMP threads that spin take the cores from other processes.
@@ -34,8 +38,15 @@ def prepare() -> None:
     """Set defaults that the user's environment can override; call before anything heavy is imported."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
+    signal.signal(signal.SIGTERM, _stop)
     for logger in _LOGGERS:
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     # A file name may hold what the terminal's encoding lacks.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise InterruptedRunError(
+        f"stopped by {signal.Signals(number).name}", hint="run the same command again: it goes on where it stopped"
+    )

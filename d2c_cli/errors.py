@@ -88,30 +88,11 @@ def known_failures(ctx: typer.Context) -> Iterator[None]:
         failure = failure_of(error)
         if failure is None:
             raise
-        for trace in worker_bugs(error):
-            typer.echo(trace, err=True)
         typer.echo(failure if failure.code != CTRL_C else failure.what, err=True)
         if ctx.meta.get(JSON):
             document = {"command": ctx.invoked_subcommand, "ok": False, "error": failure.to_dict()}
             typer.echo(json.dumps(document, indent=2))
         raise typer.Exit(failure.code) from None
-
-
-def worker_bugs(error: BaseException) -> Iterator[str]:
-    """Tracebacks of the worker processes that ``error`` sums up, where a bug and no known failure ended them."""
-    known = ("OSError", "PermissionError", "KeyboardInterrupt", *_subclasses(FormatError))
-    for failure in getattr(error.__cause__, "failures", {}).values():
-        message = failure.message
-        if isinstance(message, dict):
-            said = str(message.get("message"))
-            # A worker that only lost its peer says nothing about why.
-            if not said.startswith(known) and "remote worker" not in said:
-                yield str(message.get("extraInfo", {}).get("py_callstack", said))
-
-
-def _subclasses(kind: type[BaseException]) -> list[str]:
-    children: list[type[BaseException]] = kind.__subclasses__()
-    return [kind.__name__, *(name for child in children for name in _subclasses(child))]
 
 
 def _name_the_place(error: typer.BadParameter) -> None:

@@ -22,7 +22,9 @@ def test_the_newest_state_comes_back_and_older_ones_go(tmp_path: Path) -> None:
         checkpoint.save(tmp_path, state(step), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000200.safetensors", "00001000.safetensors"]
     newest = checkpoint.latest(tmp_path)
-    assert newest is not None and newest.step == 1000 and newest.facts["note"] == "ä"
+    assert newest is not None
+    assert newest.step == 1000
+    assert newest.facts["note"] == "ä"
     assert torch.equal(newest.tensors["model.c"], torch.full((3,), 1000.0))
 
 
@@ -34,7 +36,9 @@ def test_no_checkpoint_is_none_and_a_temporary_file_is_none(tmp_path: Path) -> N
 
 def test_equal_states_give_equal_bytes(tmp_path: Path) -> None:
     one = checkpoint.save(tmp_path / "a", state(5)).read_bytes()
-    two = checkpoint.save(tmp_path / "b", State(5, dict(reversed(state(5).tensors.items())), state(5).facts)).read_bytes()
+    two = checkpoint.save(
+        tmp_path / "b", State(5, dict(reversed(state(5).tensors.items())), state(5).facts)
+    ).read_bytes()
     assert one == two
 
 

@@ -64,7 +64,9 @@ def test_an_image_depends_on_its_seed_and_not_on_its_batch_or_the_count(run: Pat
 
 def test_samples_that_are_there_are_left_alone(run: Path, tmp_path: Path) -> None:
     sample(run, tmp_path / "a")
-    plan = generation.plan(GenerationConfig(run=run, out=tmp_path / "a", sampler=SAMPLER, device="cpu", count=12, npz=True))
+    plan = generation.plan(
+        GenerationConfig(run=run, out=tmp_path / "a", sampler=SAMPLER, device="cpu", count=12, npz=True)
+    )
     assert plan.done
     assert not generation.plan(replace(plan.config, seed=1)).done
 
@@ -72,7 +74,7 @@ def test_samples_that_are_there_are_left_alone(run: Path, tmp_path: Path) -> Non
 def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
     unfinished = Path(shutil.copytree(run, tmp_path / "run"))
     (unfinished / "done.json").unlink()
-    with pytest.raises(D2CError, match="not a finished training run(.|\n)*d2c train again"):
+    with pytest.raises(D2CError, match=r"not a finished training run(.|\n)*d2c train again"):
         Generator.open(unfinished, resolve_device("cpu"))
 
 

@@ -71,9 +71,7 @@ def test_every_image_has_one_row_and_its_content_hash(undisturbed: scoring.Resul
 
 
 @pytest.mark.parametrize("estimator", ["stratified", "paper"])
-def test_two_processes_write_the_bytes_of_one(
-    tmp_path: Path, image_folder: Path, scorer: Path, estimator: str
-) -> None:
+def test_two_processes_write_the_bytes_of_one(tmp_path: Path, image_folder: Path, scorer: Path, estimator: str) -> None:
     one = score(config(image_folder, tmp_path / "1", scorer, estimator=estimator))
     two = score(config(image_folder, tmp_path / "2", scorer, estimator=estimator, gpus=2))
     assert outputs(one) == outputs(two)
@@ -90,7 +88,8 @@ def test_killed_and_run_again_it_writes_the_same_bytes(
     run_and_kill(run, asked, "score", after=40)
     plan = scoring.plan(asked)
     parts = sorted(path.name for path in (tmp_path / "scores" / "parts").glob("*.parquet"))
-    assert plan.reasons == ["an interrupted run is resumed"] and len(parts) == 2
+    assert plan.reasons == ["an interrupted run is resumed"]
+    assert len(parts) == 2
     assert outputs(scoring.run(plan)) == outputs(undisturbed)
 
 

@@ -50,7 +50,8 @@ def test_ranks_are_distinct_inside_the_class_and_as_many_as_can_be(
     ranks = interval_ranks(size, budget, interval)
     assert len(ranks) == min(size, budget)
     assert len(set(ranks.tolist())) == len(ranks)
-    assert ranks.min() == 0 and ranks.max() < size
+    assert ranks.min() == 0
+    assert ranks.max() < size
 
 
 @given(st.permutations(list(range(60))), st.sampled_from(["interval", "random"]))

@@ -52,11 +52,14 @@ def test_memory_mapped_and_resident_batches_are_equal(packed: Path) -> None:
     artifact = open_artifact(packed)
     options: dict[str, Any] = {"batch_size": 5, "seed": 0, "device": torch.device("cpu"), "token_column": "scorer"}
     resident, mapped = Loader(artifact, **options), Loader(artifact, **options, budget=0.0)
-    assert resident.resident and not mapped.resident
+    assert resident.resident
+    assert not mapped.resident
     for step in range(4):
         one, two = resident.batch(step), mapped.batch(step)
-        assert one.tokens is not None and two.tokens is not None
-        assert torch.equal(one.raw, two.raw) and torch.equal(one.labels, two.labels)
+        assert one.tokens is not None
+        assert two.tokens is not None
+        assert torch.equal(one.raw, two.raw)
+        assert torch.equal(one.labels, two.labels)
         assert torch.equal(one.tokens, two.tokens)
 
 
@@ -95,7 +98,8 @@ def test_killed_and_run_again_it_ends_with_the_same_bytes(packed: Path, tmp_path
     asked = config(packed, tmp_path / "run")
     run_and_kill(run, asked, "train", after=8)
     newest = checkpoint.latest(tmp_path / "run" / CHECKPOINTS)
-    assert newest is not None and newest.step == 4
+    assert newest is not None
+    assert newest.step == 4
     assert len(Run(tmp_path / "run").stats()) == 4  # logged to step 8, saved at step 4
     result = train(asked)
     assert result.steps == 12
@@ -156,7 +160,8 @@ def test_a_dit_wants_a_dit_recipe(packed: Path, tmp_path: Path) -> None:
 def test_an_artifact_without_attachments_trains_and_says_what_it_lacks(workspace: Path, tmp_path: Path) -> None:
     pipeline.pack(pack_request(workspace, tmp_path / "plain", per_class=3, text="none", vision="none"))
     plan = training.plan(config(tmp_path / "plain", tmp_path / "run", steps=2))
-    assert plan.spec.text_dim is None and plan.spec.align_dim is None
+    assert plan.spec.text_dim is None
+    assert plan.spec.align_dim is None
     assert len(plan.notes) == 2
     training.run(plan)
 

@@ -1,0 +1,99 @@
+"""Where a job runs: devices, seeds, and what a parent learns of a worker that failed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from d2c import runtime
+from d2c.errors import D2CError, UsageError
+from d2c.runtime import Ranks
+from formats import IntegrityError
+
+CPU = torch.device("cpu")
+
+
+def touch(ranks: Ranks, folder: Path) -> None:
+    (folder / f"{ranks.rank}-of-{ranks.world}").write_text(str(torch.get_num_threads()))
+
+
+def integrity(ranks: Ranks, folder: Path) -> None:
+    if ranks.rank == 1:
+        raise IntegrityError("a shard is corrupt", where=folder / "x.tar", found="aa", expected="bb", hint="fetch it")
+
+
+def full(ranks: Ranks, folder: Path) -> None:
+    raise OSError(28, "No space left on device", str(folder))
+
+
+def bug(ranks: Ranks, folder: Path) -> None:
+    assert ranks.rank == 0, "an assumption that does not hold"
+
+
+def killed(ranks: Ranks, folder: Path) -> None:
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    torch.distributed.barrier()  # the other rank only learns that its peer has gone
+
+
+def launch(worker: object, folder: Path, workers: int = 2) -> None:
+    runtime.launch(worker, folder, workers=workers, device=CPU)  # type: ignore[arg-type]  # one name for all of the above
+
+
+def test_one_worker_runs_here_and_several_in_processes_of_their_own(tmp_path: Path) -> None:
+    launch(touch, tmp_path, workers=1)
+    launch(touch, tmp_path, workers=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-of-1", "0-of-2", "1-of-2"]
+
+
+def test_a_workers_known_failure_arrives_as_it_was(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        launch(integrity, tmp_path)
+    error = caught.value
+    assert (error.what, error.where, error.hint) == ("a shard is corrupt", str(tmp_path / "x.tar"), "fetch it")
+    assert (error.found, error.expected) == ("aa", "bb")
+
+
+def test_a_full_disk_in_a_worker_is_a_full_disk_here(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        launch(full, tmp_path)
+    assert caught.value.errno == 28
+
+
+def test_a_bug_in_a_worker_keeps_its_traceback(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"in bug(.|\n)*an assumption that does not hold"):
+        launch(bug, tmp_path)
+
+
+def test_a_killed_worker_is_said_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(D2CError, match=r"died(.|\n)*same command again"):
+        launch(killed, tmp_path)
+
+
+def test_devices_are_checked_by_name() -> None:
+    assert runtime.resolve_device("cpu") == CPU
+    with pytest.raises(UsageError, match="auto, cpu, cuda"):
+        runtime.resolve_device("gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_asking_for_a_gpu_that_is_not_there_names_the_way_out() -> None:
+    with pytest.raises(D2CError, match="--device cpu"):
+        runtime.resolve_device("cuda")
+
+
+def test_seeds_follow_their_parts_and_their_order() -> None:
+    assert runtime.seed_of("a", 1) == runtime.seed_of("a", 1)
+    assert len({runtime.seed_of("a", 1), runtime.seed_of("a", 2), runtime.seed_of(1, "a"), runtime.seed_of("a1")}) == 4
+    assert 0 <= runtime.seed_of("x") < 2**63
+
+
+def test_arithmetic_on_one_thread_gives_the_threads_back() -> None:
+    before = torch.get_num_threads()
+    with runtime.one_thread(CPU):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
