@@ -16,7 +16,7 @@ import torch
 
 from d2c import __version__, readback, runtime
 from d2c import picks as picked
-from d2c.config import execution, identity
+from d2c.config import differences, execution, identity
 from d2c.errors import D2CError, UsageError
 from d2c.latents import LatentCodec, LatentSpec, open_codec
 from d2c.picks import Picks
@@ -107,7 +107,8 @@ class Plan:
 
     config: PackingConfig
     contents: Contents
-    digest: str
+    asked: dict[str, dict[str, Any]]
+    """Options and digests of inputs that decide the artifact's bytes; kept in its manifest."""
     reasons: list[str]
 
     @property
@@ -169,7 +170,8 @@ def plan(config: PackingConfig) -> Plan:
         text=text_stage.path if text_stage else None,
         tokens=VisionTokens.open(vision_stage) if vision_stage else None,
     )
-    return _plan(config, contents, [record.digest for record in (scores, chosen, text, vision) if record])
+    records = {"scores": scores, "selection": chosen, "text": text, "vision": vision}
+    return _plan(config, contents, {name: record.digest if record else None for name, record in records.items()})
 
 
 def plan_source(config: PackingConfig, source: Source, picks: Picks, codec: str, size: int) -> Plan:
@@ -187,7 +189,7 @@ def plan_source(config: PackingConfig, source: Source, picks: Picks, codec: str,
     contents = Contents(
         source=source.path, codec=codec, size=size, picks=picks, classes=classes, fields=fields, unscored=True
     )
-    return _plan(config, contents, [source.digest])
+    return _plan(config, contents, {"source": source.digest, "codec": spec.weights_xxh3, "size": size})
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Result:
@@ -204,17 +206,12 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
     return Result(path=config.out, content_id=artifact.content_id, samples=len(artifact), bytes=size)
 
 
-def packed_digest(out: Path) -> str | None:
-    """What the artifact at ``out`` was packed from, or None where there is no finished artifact."""
-    manifest = out / "manifest.json"
-    return str(read_json(manifest).get("packed_from")) if manifest.exists() else None
-
-
-def _plan(config: PackingConfig, contents: Contents, inputs: list[str]) -> Plan:
-    digest = xxh3_json({"config": identity(config), "inputs": inputs, "version": 1})
+def _plan(config: PackingConfig, contents: Contents, inputs: dict[str, Any]) -> Plan:
     if not len(contents.picks):
         raise D2CError("there is nothing to pack", where=contents.source, hint="select at least one image")
-    before = packed_digest(config.out)
+    asked = {"options": identity(config), "inputs": inputs}
+    manifest = config.out / "manifest.json"
+    before = read_json(manifest).get("packed_from", {}) if manifest.exists() else None
     if before is None and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise D2CError(
             "there is something else where the artifact should go",
@@ -222,16 +219,23 @@ def _plan(config: PackingConfig, contents: Contents, inputs: list[str]) -> Plan:
             expected="a new or empty folder, or a d2c artifact",
             hint="choose another folder with --out",
         )
-    reasons = [] if before == digest else ["not packed yet" if before is None else "its inputs or options changed"]
-    return Plan(
-        config=config, contents=contents, digest=digest, reasons=["--overwrite"] if config.overwrite else reasons
-    )
+    if before is None:
+        reasons = ["not packed yet"]
+    else:
+        reasons = differences(before.get("options", {}), asked["options"])
+        reasons += [f"{line.split(':')[0]} changed" for line in differences(before.get("inputs", {}), inputs)]
+    return Plan(config=config, contents=contents, asked=asked, reasons=["--overwrite"] if config.overwrite else reasons)
 
 
 def _writer(plan: Plan, *, lock: bool = True) -> ArtifactWriter:
     config = plan.config
     return ArtifactWriter(
-        config.out, config.container, plan.contents.columns, plan.shards, config_digest=plan.digest, lock=lock
+        config.out,
+        config.container,
+        plan.contents.columns,
+        plan.shards,
+        config_digest=xxh3_json(plan.asked),
+        lock=lock,
     )
 
 
@@ -313,7 +317,7 @@ def _finish(writer: ArtifactWriter, plan: Plan) -> None:
         "preprocess": {"crop": "adm-center-crop", "size": contents.size},
         "licence": {"spdx": config.licence, "images_included": False},
         "tool": {"d2c": __version__},
-        "packed_from": plan.digest,
+        "packed_from": plan.asked,
     }
     chosen = contents.picks.table.select(["key", "label", "rank"]).to_pylist()
     readback.check(writer.finish(fields, classes, tables, chosen))

@@ -305,10 +305,7 @@ def packing_config(request: PackRequest, name: str, attached: attachment.Result)
 
 
 def _step(stage: str, reasons: list[str], action: Callable[[], T], progress: Progress) -> tuple[T, Step]:
-    if reasons:
-        progress.say(f"{stage}: {'; '.join(reasons)}")
-    else:
-        progress.say(f"{stage}: up to date")
+    progress.say(f"{stage}: running ({'; '.join(reasons)})" if reasons else f"{stage}: up to date")
     start = time.perf_counter()
     result = action()
     return result, Step(stage, bool(reasons), reasons, round(time.perf_counter() - start, 2), {})

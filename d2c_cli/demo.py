@@ -7,15 +7,15 @@ import typer
 from d2c_cli import options
 from d2c_cli.output import Output
 
-EXAMPLES = ("d2c demo", "d2c demo --seeds 1 --steps 500 --out quick-look")
+EXAMPLES = ("d2c demo", "d2c demo --seeds 1 --steps 200 --out quick-look")
 
 
 def demo(
     ctx: typer.Context,
     out: options.Out = options.DEMO,
     seeds: options.Seeds = 3,
-    steps: options.DemoSteps = 1_500,
-    samples: options.DemoSamples = 1_000,
+    steps: options.DemoSteps = 500,
+    samples: options.DemoSamples = 500,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
     config: options.Config = None,
@@ -37,8 +37,9 @@ def demo(
             "report": result.report,
             "grid": result.grid,
             "seconds": result.seconds,
+            "space": result.space,
+            "arms": result.arms,
             "rows": result.rows,
-            "commands": result.commands,
         }
     )
     output.then(f"open {result.report} in a browser")
