@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 WIDTH, HEIGHT = 640, 240
-LEFT, BOTTOM, TOP, RIGHT = 56, 36, 12, 12
+LEFT, BOTTOM, TOP, RIGHT = 56, 36, 12, 28
 COLOURS = ("#1b6ca8", "#c8553d", "#588b3f", "#7a5195")
 Array = np.ndarray[Any, Any]
 

@@ -20,7 +20,7 @@ from d2c.config import execution, identity
 from d2c.errors import D2CError, UsageError
 from d2c.features import FeatureSpace, distance_name
 from d2c.generator import Generator, balanced_labels, grid, sample_seeds, save_png
-from d2c.judge import open_space, read_images, scored_rows
+from d2c.judge import open_space, scored_rows
 from d2c.latents import LatentSpec, to_model
 from d2c.loading import all_raw
 from d2c.progress import Progress, Silent
@@ -35,6 +35,8 @@ from formats.files import read_json, write_json
 REPORT, GRID, CLOSEST = "fid.json", "grid.png", "closest.png"
 HELD_OUT = 2_000
 """Unselected real images that calibrate the copy check, at most."""
+FEWEST = 10
+"""Unseen real images below which nothing is calibrated."""
 MANIFOLD = 10_000
 """Real images in precision, recall and coverage, at most (ADM's reference has as many)."""
 Array = np.ndarray[Any, Any]
@@ -154,10 +156,11 @@ def _measure(plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]:
     copying = None
     unseen = _unseen(plan, size)
     if unseen is None:
-        notes.append("every source image was trained on: no copy check and no floor, for want of unseen real images")
+        notes.append("Every source image was trained on: no copy check and no floor, for want of unseen real images.")
     else:
         unseen_labels, unseen_pixels = unseen
-        rows.append(_row("real", _Real(space(unseen_pixels), unseen_labels), reference))
+        floor = slice(0, config.samples)
+        rows.append(_row("real", _Real(space(unseen_pixels[floor]), unseen_labels[floor]), reference))
         copying = _copying(space, samples, train, unseen_pixels, folder)
         rows[0]["copy_rate"] = copying["features"]["rate"]
     return {
@@ -194,7 +197,7 @@ def _reference(plan: Plan, space: FeatureSpace, size: int, progress: Progress) -
         stage.finish(["features.npy", "labels.npy"], {}, device=plan.generator.device.type)
     notes = []
     if space.name == "classifier":
-        notes.append("measured in the space of a classifier of this data: not FID, comparable only with its like")
+        notes.append("Measured in the space of a classifier of this data: not FID, comparable only with its like.")
     found, of = (np.load(stage.path / f"{name}.npy", allow_pickle=False) for name in ("features", "labels"))
     return _Real(found, of), notes
 
@@ -273,17 +276,22 @@ def _raw_batches(plan: Plan) -> Iterator[Array]:
 
 
 def _unseen(plan: Plan, size: int) -> tuple[Array, Array] | None:
-    """Labels and pixels of real images that the run was not trained on."""
-    selected = {plan.artifact.info(row)["source_key"] for row in range(len(plan.artifact))}
-    if plan.config.reference:
-        rows = list(range(len(plan.source)))
-    else:
+    """Labels and pixels, in random order, of real images that the run was not trained on, by content."""
+    infos = [plan.artifact.info(row) for row in range(len(plan.artifact))]
+    keys, contents = {info["source_key"] for info in infos}, {info["source_xxh3"] for info in infos}
+    rows = list(range(len(plan.source)))
+    if not plan.config.reference:
         scored = scored_rows(Workspace(plan.config.workspace), plan.source, len(plan.source), "unseen")
-        rows = [row for row in scored if plan.source.keys[row] not in selected]
-    if len(rows) < 10:
-        return None
-    drawn = np.sort(runtime.rng("unseen", plan.config.seed).permutation(len(rows))[:HELD_OUT])
-    return read_images(plan.source, [rows[i] for i in drawn], size)
+        rows = [row for row in scored if plan.source.keys[row] not in keys]
+    drawn = runtime.rng("unseen", plan.config.seed).permutation(len(rows))[:HELD_OUT]
+    labels, pixels = [], []
+    for batch in batches.load(plan.source, [rows[i] for i in drawn], size, batch=64):
+        # A copy of a training image under another name was seen.
+        new = np.array([digest not in contents for digest in batch.digests], dtype=bool)
+        labels.append(plan.source.labels[batch.indices[new]].astype(np.int64))
+        pixels.append(batch.pixels[new])
+    count = sum(len(part) for part in labels)
+    return (np.concatenate(labels), np.concatenate(pixels)) if count >= FEWEST else None
 
 
 def _protocol(plan: Plan, reference: int) -> dict[str, Any]:

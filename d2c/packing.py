@@ -210,8 +210,7 @@ def _plan(config: PackingConfig, contents: Contents, inputs: dict[str, Any]) -> 
     if not len(contents.picks):
         raise D2CError("there is nothing to pack", where=contents.source, hint="select at least one image")
     asked = {"options": identity(config), "inputs": inputs}
-    manifest = config.out / "manifest.json"
-    before = read_json(manifest).get("packed_from", {}) if manifest.exists() else None
+    before = _packed_from(config.out)
     if before is None and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise D2CError(
             "there is something else where the artifact should go",
@@ -225,6 +224,15 @@ def _plan(config: PackingConfig, contents: Contents, inputs: dict[str, Any]) -> 
         reasons = differences(before.get("options", {}), asked["options"])
         reasons += [f"{line.split(':')[0]} changed" for line in differences(before.get("inputs", {}), inputs)]
     return Plan(config=config, contents=contents, asked=asked, reasons=["--overwrite"] if config.overwrite else reasons)
+
+
+def _packed_from(out: Path) -> dict[str, Any] | None:
+    """What the artifact at ``out`` was packed from; empty where another tool wrote it, None where there is none."""
+    manifest = out / "manifest.json"
+    if not manifest.exists():
+        return None
+    value = read_json(manifest).get("packed_from")
+    return value if isinstance(value, dict) else {}
 
 
 def _writer(plan: Plan, *, lock: bool = True) -> ArtifactWriter:

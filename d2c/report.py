@@ -14,10 +14,10 @@ _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid var(--line)}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{text-align:right;padding:.3rem .6rem;border-bottom:1px solid var(--line)}
+th,td{text-align:right;white-space:nowrap;padding:.3rem .6rem;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left}
 caption{text-align:left;color:gray;padding-bottom:.4rem}
-.wide{overflow-x:auto}figure{margin:1rem 0}figcaption{color:gray;font-size:.9rem}
+.wide{overflow-x:auto;margin:1rem 0}figure{margin:1rem 0}figcaption{color:gray;font-size:.9rem}
 img{max-width:100%;image-rendering:pixelated;background:#fff}
 svg{width:100%;height:auto}svg text{font-size:11px;fill:currentColor}
 pre{background:var(--soft);padding:.8rem;overflow-x:auto;font-size:.85rem}
