@@ -127,6 +127,8 @@ class Result:
     content_id: str
     samples: int
     bytes: int
+    patch: int
+    """Patch side of a model whose tokens lie on the stored vision tokens' grid; 2 where none are stored."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,9 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
             runtime.once(lambda: _finish(writer, plan))
     artifact = open_artifact(config.out)
     size = sum(file.stat().st_size for file in config.out.rglob("*") if file.is_file())
-    return Result(path=config.out, content_id=artifact.content_id, samples=len(artifact), bytes=size)
+    vision = artifact.manifest["encoders"]["vision"]
+    patch = artifact.manifest["latent"]["size"] // vision["grid"] if vision else 2
+    return Result(path=config.out, content_id=artifact.content_id, samples=len(artifact), bytes=size, patch=patch)
 
 
 def _plan(config: PackingConfig, contents: Contents, inputs: dict[str, Any]) -> Plan:

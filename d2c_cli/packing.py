@@ -77,5 +77,5 @@ def pack(
             "steps": [asdict(step) for step in steps],
         }
     )
-    model = "sit-tiny/2 --recipe small" if device == "cpu" else "sit-xl/2"
+    model = f"sit-tiny/{result.patch} --recipe small" if device == "cpu" else f"sit-xl/{result.patch}"
     output.then(f"d2c train {quoted(result.path)} --model {model}", "device")

@@ -60,7 +60,7 @@ def test_a_named_codec_or_size_is_respected(tmp_path: Path) -> None:
     assert choose_codec(large, "vae", 512) == ("vae", 512)
 
 
-@pytest.mark.parametrize("size", [4, 8, 12, 16, 20, 28, 32, 48, 64])
+@pytest.mark.parametrize("size", [4, 8, 12, 16, 20, 28, 32, 48, 64, 128])
 def test_the_scorer_that_score_trains_fits_every_small_size(size: int) -> None:
     spec = model_spec(choose_scorer_model("rgb", size), size, 3, 10)
     assert spec.tokens <= 256
