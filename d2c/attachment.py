@@ -172,14 +172,16 @@ def _attach_text(plan: Plan, stage: Stage | None) -> None:
 
 
 def _open_encoder(
-    config: AttachmentConfig, scores: Record, source: Source, device: torch.device
+    config: AttachmentConfig, workspace: Workspace, scores: Record, source: Source, device: torch.device
 ) -> tuple[VisionEncoder, np.ndarray[Any, np.dtype[np.int64]]]:
     """The encoder, and the class index that it wants for each class of the source."""
     assert config.vision is not None
     own = np.arange(len(source.classes), dtype=np.int64)
     if config.vision.partition(":")[0] != "scorer":
         return open_vision(config.vision, config.grid, device), own
-    denoiser = load_denoiser(scores.summary["scorer"]["spec"], device=device, objective=scores.config["objective"])
+    denoiser = load_denoiser(
+        workspace.recall(scores.summary["scorer"]["spec"]), device=device, objective=scores.config["objective"]
+    )
     if denoiser.grid != config.grid:
         raise D2CError(
             "the scorer's tokens lie on another grid than the model's",
@@ -199,7 +201,7 @@ def _encode_parts(ranks: Ranks, job: _Job) -> None:
     with runtime.one_thread(device):
         source = open_source(Path(scores.summary["source"]["path"]))
         picks = picked.load(workspace, config.selection)
-        encoder, classes = _open_encoder(config, scores, source, device)
+        encoder, classes = _open_encoder(config, workspace, scores, source, device)
         labels = classes[picks.table["label"].to_numpy()]
         if ranks.main:
             # Every rank would write the same; the first does.

@@ -8,12 +8,13 @@ many as the condensed set has; *real* is the floor, unseen real images, as many 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from d2c import batches, metrics, runtime
 from d2c.config import execution, identity
@@ -22,19 +23,22 @@ from d2c.features import FeatureSpace, distance_name
 from d2c.generator import Generator, balanced_labels, grid, sample_seeds, save_png
 from d2c.judge import open_space, scored_rows
 from d2c.latents import LatentSpec, to_model
-from d2c.loading import all_raw
 from d2c.progress import Progress, Silent
 from d2c.runs import Run
 from d2c.sampling import SamplerConfig
+from d2c.seen import Real, Seen, mirrored_flat
 from d2c.sources import Source, open_source
 from d2c.tokens import save_array
 from d2c.workspace import Workspace
 from formats import Artifact, open_artifact
 from formats.files import read_json, write_json
+from formats.schema import LATENT
 
 REPORT, GRID, CLOSEST = "fid.json", "grid.png", "closest.png"
 HELD_OUT = 2_000
 """Unselected real images that calibrate the copy check, at most."""
+PAIRS = 32
+"""Generated images shown beside the training image closest to them."""
 FEWEST = 10
 """Unseen real images below which nothing is calibrated."""
 MANIFOLD = 10_000
@@ -86,14 +90,6 @@ class Result:
     path: Path
 
 
-@dataclass(frozen=True)
-class _Real:
-    """Real images: features [N, d], labels [N], keys."""
-
-    features: Array
-    labels: Array
-
-
 def plan(config: FidConfig) -> Plan:
     """Open the run, the artifact it was trained on, and the real images.
 
@@ -129,8 +125,7 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
     progress = progress or Silent()
     folder = plan.config.run / "fid"
     if not plan.done:
-        report = _measure(plan, folder, progress)
-        write_json(folder / REPORT, {"asked": plan.asked, **report})
+        runtime.once(lambda: write_json(folder / REPORT, {"asked": plan.asked, **_measure(plan, folder, progress)}))
     return Result(report=read_json(folder / REPORT), path=folder / REPORT)
 
 
@@ -139,30 +134,29 @@ def _measure(plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]:
     workspace, size = Workspace(config.workspace), generator.codec.spec.pixels
     space = open_space(workspace, source, size, config.inception, generator.device, progress)
     reference, notes = _reference(plan, space, size, progress)
+    drawing = _Drawing(plan, progress)
     start = time.perf_counter()
-    labels = balanced_labels(config.samples, len(generator.classes))
-    seeds = sample_seeds(config.seed, config.samples)
-    samples = generator.pixels(labels, seeds, config.sampler, batch=config.batch_size, progress=progress)
+    generated = Seen.of(drawing.chunks(), space)
     sampling = round(time.perf_counter() - start, 1)
-    save_png(grid(samples[:100], 10, side=64), folder / GRID)
-    train = _artifact_pixels(plan)
-    train_labels = np.asarray(plan.artifact.labels, dtype=np.int64)
-    generated = _Real(space(samples), labels)
-    rows = [_row("generated", generated, reference), _row("replay", _Real(space(train), train_labels), reference)]
+    save_png(grid(drawing.pixels(range(min(100, config.samples))), 10, side=64), folder / GRID)
+    train = Seen.of(_artifact_chunks(plan), space)
+    rows = [_row("generated", generated.real, reference), _row("replay", train.real, reference)]
     for subset in range(config.subsets):
-        chosen = runtime.rng("random real", config.seed, subset).permutation(len(reference.features))[: len(train)]
-        part = _Real(reference.features[chosen], reference.labels[chosen])
+        chosen = runtime.rng("random real", config.seed, subset).permutation(len(reference.features))
+        chosen = chosen[: len(train.labels)]
+        part = Real(reference.features[chosen], reference.labels[chosen])
         rows.append(_row(f"random real {subset + 1}", part, reference))
     copying = None
-    unseen = _unseen(plan, size)
+    unseen = _unseen(plan, size, space)
     if unseen is None:
         notes.append("Every source image was trained on: no copy check and no floor, for want of unseen real images.")
     else:
-        unseen_labels, unseen_pixels = unseen
         floor = slice(0, config.samples)
-        rows.append(_row("real", _Real(space(unseen_pixels[floor]), unseen_labels[floor]), reference))
-        copying = _copying(space, samples, train, unseen_pixels, folder)
+        rows.append(_row("real", Real(unseen.features[floor], unseen.labels[floor]), reference))
+        copying, closest, copied = _copying(generated, train, unseen)
         rows[0]["copy_rate"] = copying["features"]["rate"]
+        pairs = np.stack([drawing.pixels(closest), _artifact_pixels(plan, copied)], axis=1)
+        save_png(grid(pairs.reshape(-1, *pairs.shape[2:]), 8, side=64), folder / CLOSEST)
     return {
         "space": {"name": space.name, "digest": space.digest, "distance": distance_name(space)},
         "protocol": _protocol(plan, len(reference.features)),
@@ -173,7 +167,34 @@ def _measure(plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]:
     }
 
 
-def _reference(plan: Plan, space: FeatureSpace, size: int, progress: Progress) -> tuple[_Real, list[str]]:
+@dataclass(frozen=True)
+class _Drawing:
+    """The generated images: never all in memory, since any of them can be drawn again from its seed."""
+
+    plan: Plan
+    progress: Progress
+
+    def pixels(self, which: Sequence[int], progress: Progress | None = None) -> Array:
+        """Images number ``which``: u1 [n, S, S, 3]."""
+        config, generator = self.plan.config, self.plan.generator
+        labels = balanced_labels(config.samples, len(generator.classes))
+        seeds = sample_seeds(config.seed, config.samples)
+        rows = [int(row) for row in which]
+        chosen = [seeds[row] for row in rows]
+        return generator.pixels(labels[rows], chosen, config.sampler, batch=config.batch_size, progress=progress)
+
+    def chunks(self) -> Iterator[tuple[Array, Array]]:
+        """Labels and pixels of all images, in order."""
+        count, step = self.plan.config.samples, self.plan.config.batch_size
+        labels = balanced_labels(count, len(self.plan.generator.classes))
+        with self.progress.bar("sample", count, "image") as bar:
+            for start in range(0, count, step):
+                rows = range(start, min(start + step, count))
+                yield labels[start : rows.stop], self.pixels(rows)
+                bar.advance(len(rows))
+
+
+def _reference(plan: Plan, space: FeatureSpace, size: int, progress: Progress) -> tuple[Real, list[str]]:
     """Features of the real images, kept in the workspace for the next run that is measured against them."""
     config, workspace = plan.config, Workspace(plan.config.workspace)
     rows = (
@@ -199,10 +220,10 @@ def _reference(plan: Plan, space: FeatureSpace, size: int, progress: Progress) -
     if space.name == "classifier":
         notes.append("Measured in the space of a classifier of this data: not FID, comparable only with its like.")
     found, of = (np.load(stage.path / f"{name}.npy", allow_pickle=False) for name in ("features", "labels"))
-    return _Real(found, of), notes
+    return Real(found, of), notes
 
 
-def _row(name: str, images: _Real, reference: _Real) -> dict[str, Any]:
+def _row(name: str, images: Real, reference: Real) -> dict[str, Any]:
     distance = metrics.frechet_distance(metrics.statistics(images.features), metrics.statistics(reference.features))
     by_class = metrics.class_frechet(reference.features, reference.labels, images.features, images.labels)
     real = reference.features[runtime.rng("manifold").permutation(len(reference.features))[:MANIFOLD]]
@@ -220,63 +241,46 @@ def _row(name: str, images: _Real, reference: _Real) -> dict[str, Any]:
     }
 
 
-def _copying(space: FeatureSpace, samples: Array, train: Array, unseen: Array, folder: Path) -> dict[str, Any]:
-    """Copy rates in pixels and in features, both orientations, calibrated on real images that were not selected."""
-    found = {}
-    for name, view in (("pixels", _flat), ("features", space)):
-        check = metrics.copy_rate(
-            view(samples),
-            view(train),
-            view(unseen),
-            flipped_generated=view(_mirrored(samples)),
-            flipped_held_out=view(_mirrored(unseen)),
-        )
-        found[name] = {
-            "rate": round(check.rate, 4),
-            "held_out_rate": round(check.held_out_rate, 4),
-            "flagged": check.flagged,
-        }
-        if name == "pixels":
-            closest = check.closest(32)
-            pairs = np.stack([samples[closest], train[check.index[closest]]], axis=1)
-            save_png(grid(pairs.reshape(-1, *samples.shape[1:]), 8, side=64), folder / CLOSEST)
-    return {**found, "calibrated_on": len(unseen), "flagged": any(space["flagged"] for space in found.values())}
-
-
-def _flat(pixels: Array) -> Array:
-    """Pixels as vectors, area-averaged to at most 32 px a side: [N, S, S, 3] -> float32 [N, s * s * 3]."""
-    side = pixels.shape[1]
-    block = max(1, side // 32)
-    cut = pixels[:, : side // block * block, : side // block * block].astype(np.float32)
-    means = cut.reshape(len(pixels), side // block, block, side // block, block, 3).mean(axis=(2, 4))
-    flat: Array = means.reshape(len(pixels), -1)
-    return flat
-
-
-def _mirrored(pixels: Array) -> Array:
-    return np.ascontiguousarray(pixels[:, :, ::-1])
-
-
-def _artifact_pixels(plan: Plan) -> Array:
-    """The condensed set as the model knows it: stored latents, decoded."""
-    import torch
-
-    spec = LatentSpec.from_dict(plan.artifact.manifest["latent"])
-    return np.concatenate(
-        [
-            plan.generator.codec.decode(to_model(torch.from_numpy(raw).to(plan.generator.device), spec))
-            for raw in _raw_batches(plan)
-        ]
+def _copying(generated: Seen, train: Seen, unseen: Seen) -> tuple[dict[str, Any], list[int], list[int]]:
+    """Copy rates in pixels and in features, both orientations; and the closest pairs in pixels (generated, trained)."""
+    features = metrics.copy_rate(
+        generated.features,
+        train.features,
+        unseen.features,
+        flipped_generated=generated.mirrored,
+        flipped_held_out=unseen.mirrored,
     )
+    pixels = metrics.copy_rate(
+        generated.flat,
+        train.flat,
+        unseen.flat,
+        flipped_generated=mirrored_flat(generated.flat),
+        flipped_held_out=mirrored_flat(unseen.flat),
+    )
+    found = {
+        name: {"rate": round(check.rate, 4), "held_out_rate": round(check.held_out_rate, 4), "flagged": check.flagged}
+        for name, check in (("pixels", pixels), ("features", features))
+    }
+    closest = pixels.closest(PAIRS)
+    facts = {**found, "calibrated_on": len(unseen.labels), "flagged": pixels.flagged or features.flagged}
+    return facts, closest.tolist(), pixels.index[closest].tolist()
 
 
-def _raw_batches(plan: Plan) -> Iterator[Array]:
-    for start in range(0, len(plan.artifact), plan.config.batch_size):
-        yield all_raw(plan.artifact, start, start + plan.config.batch_size)
+def _artifact_pixels(plan: Plan, rows: Sequence[int]) -> Array:
+    """Training images as the model knows them: stored latents, decoded."""
+    raw = torch.from_numpy(plan.artifact.stack(LATENT, np.asarray(rows))).to(plan.generator.device)
+    return plan.generator.codec.decode(to_model(raw, LatentSpec.from_dict(plan.artifact.manifest["latent"])))
 
 
-def _unseen(plan: Plan, size: int) -> tuple[Array, Array] | None:
-    """Labels and pixels, in random order, of real images that the run was not trained on, by content."""
+def _artifact_chunks(plan: Plan) -> Iterator[tuple[Array, Array]]:
+    labels, step = np.asarray(plan.artifact.labels, dtype=np.int64), plan.config.batch_size
+    for start in range(0, len(labels), step):
+        rows = range(start, min(start + step, len(labels)))
+        yield labels[start : rows.stop], _artifact_pixels(plan, rows)
+
+
+def _unseen(plan: Plan, size: int, space: FeatureSpace) -> Seen | None:
+    """Real images, in random order, that the run was not trained on, by content."""
     infos = [plan.artifact.info(row) for row in range(len(plan.artifact))]
     keys, contents = {info["source_key"] for info in infos}, {info["source_xxh3"] for info in infos}
     rows = list(range(len(plan.source)))
@@ -284,14 +288,18 @@ def _unseen(plan: Plan, size: int) -> tuple[Array, Array] | None:
         scored = scored_rows(Workspace(plan.config.workspace), plan.source, len(plan.source), "unseen")
         rows = [row for row in scored if plan.source.keys[row] not in keys]
     drawn = runtime.rng("unseen", plan.config.seed).permutation(len(rows))[:HELD_OUT]
-    labels, pixels = [], []
-    for batch in batches.load(plan.source, [rows[i] for i in drawn], size, batch=64):
+    wanted = [rows[i] for i in drawn]
+    if len(wanted) < FEWEST:
+        return None
+    seen = Seen.of(_new_chunks(plan.source, wanted, size, contents), space)
+    return seen if len(seen.labels) >= FEWEST else None
+
+
+def _new_chunks(source: Source, rows: list[int], size: int, contents: set[str]) -> Iterator[tuple[Array, Array]]:
+    for batch in batches.load(source, rows, size, batch=64):
         # A copy of a training image under another name was seen.
         new = np.array([digest not in contents for digest in batch.digests], dtype=bool)
-        labels.append(plan.source.labels[batch.indices[new]].astype(np.int64))
-        pixels.append(batch.pixels[new])
-    count = sum(len(part) for part in labels)
-    return (np.concatenate(labels), np.concatenate(pixels)) if count >= FEWEST else None
+        yield source.labels[batch.indices[new]].astype(np.int64), batch.pixels[new]
 
 
 def _protocol(plan: Plan, reference: int) -> dict[str, Any]:
@@ -325,7 +333,7 @@ def _costs(plan: Plan, sampling: float) -> dict[str, Any]:
     return {
         "unit": "seconds of one worker",
         "device": plan.generator.device.type,
-        "train_scorer": Run(Path(scores.summary["scorer"]["spec"])).seconds(),
+        "train_scorer": Run(Path(workspace.recall(scores.summary["scorer"]["spec"]))).seconds(),
         "score": scores.cost["seconds"],
         "attach": None if vision is None else _attachment_seconds(workspace, artifact),
         "train": Run(plan.config.run).seconds(),

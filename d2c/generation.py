@@ -80,19 +80,24 @@ def plan(config: GenerationConfig) -> Plan:
 def run(plan: Plan, progress: Progress | None = None) -> Result:
     """Draw the images and write them, unless the same ones are there."""
     progress = progress or Silent()
-    config, generator = plan.config, plan.generator
-    files = [GRID, *([ARRAYS] if config.npz else [])]
+    config = plan.config
     if not plan.done:
-        start = time.perf_counter()
-        labels = balanced_labels(config.count, len(generator.classes))
-        seeds = sample_seeds(config.seed, config.count)
-        pixels = generator.pixels(labels, seeds, config.sampler, batch=config.batch_size, progress=progress)
-        columns = min(10, max(1, int(np.ceil(np.sqrt(min(config.count, SHOWN))))))
-        save_png(grid(pixels[:SHOWN], columns, side=64), config.out / GRID)
-        if config.npz:
-            with atomic(config.out / ARRAYS) as temporary, temporary.open("wb") as stream:
-                np.savez(stream, arr_0=pixels, labels=labels)
-        seconds = round(time.perf_counter() - start, 2)
-        write_json(config.out / RECORD, {"asked": plan.asked, "files": files, "seconds": seconds})
+        runtime.once(lambda: _draw(plan, progress))
     record = read_json(config.out / RECORD)
     return Result(path=config.out, images=config.count, files=list(record["files"]), seconds=float(record["seconds"]))
+
+
+def _draw(plan: Plan, progress: Progress) -> None:
+    config, generator, start = plan.config, plan.generator, time.perf_counter()
+    labels = balanced_labels(config.count, len(generator.classes))
+    seeds = sample_seeds(config.seed, config.count)
+    pixels = generator.pixels(labels, seeds, config.sampler, batch=config.batch_size, progress=progress)
+    columns = min(10, max(1, int(np.ceil(np.sqrt(min(config.count, SHOWN))))))
+    save_png(grid(pixels[:SHOWN], columns, side=64), config.out / GRID)
+    files = [GRID]
+    if config.npz:
+        with atomic(config.out / ARRAYS) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, arr_0=pixels, labels=labels)
+        files.append(ARRAYS)
+    seconds = round(time.perf_counter() - start, 2)
+    write_json(config.out / RECORD, {"asked": plan.asked, "files": files, "seconds": seconds})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,15 @@ def global_batch(position: int, batch_size: int, samples: int, seed: int) -> np.
     while batch_size > 0:
         epoch, offset = divmod(position, samples)
         take = min(batch_size, samples - offset)
-        pieces.append(runtime.rng("epoch", seed, epoch).permutation(samples)[offset : offset + take])
+        pieces.append(_epoch(seed, epoch, samples)[offset : offset + take])
         position, batch_size = position + take, batch_size - take
     return np.concatenate(pieces)
+
+
+@lru_cache(maxsize=2)
+def _epoch(seed: int, epoch: int, samples: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    # Kept, since a million samples take longer to shuffle than a step to compute.
+    return runtime.rng("epoch", seed, epoch).permutation(samples)
 
 
 @dataclass(frozen=True)
@@ -100,11 +107,6 @@ class Loader:
 
     def _fetch(self, column: str, rows: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(self.artifact.stack(column, rows)).to(self.device)
-
-
-def all_raw(artifact: Artifact, start: int, stop: int) -> np.ndarray[Any, Any]:
-    """Stored latents of samples ``start`` .. ``stop`` (or the end): latents_raw [n, M, C, H, W]."""
-    return artifact.stack(LATENT, np.arange(start, min(stop, len(artifact))))
 
 
 def _free_memory(device: torch.device) -> float:

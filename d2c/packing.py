@@ -6,6 +6,7 @@ and any number of processes writes the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,9 +201,11 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
     config = plan.config
     if plan.reasons:
         device = runtime.resolve_device(config.device)
-        with _writer(plan) as writer:
+        # Of several ranks the first holds the lock; the others write shards beside it.
+        writer = runtime.once(lambda: _writer(plan))
+        with writer or contextlib.nullcontext():
             runtime.launch(_write_shards, _Job(plan, progress), workers=min(config.gpus, plan.shards), device=device)
-            runtime.once(lambda: _finish(writer, plan))
+            runtime.once(lambda: _finish(writer, plan) if writer else None)
     artifact = open_artifact(config.out)
     size = sum(file.stat().st_size for file in config.out.rglob("*") if file.is_file())
     vision = artifact.manifest["encoders"]["vision"]

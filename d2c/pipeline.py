@@ -1,7 +1,4 @@
-"""What a command needs before it can do its own work: the choices nobody named, and the stages that are missing.
-
-The choices depend on the data alone, never on what the network happens to reach.
-"""
+"""What a command needs before it can do its own work: the stages that are missing or stale."""
 
 from __future__ import annotations
 
@@ -11,21 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from d2c import attachment, packing, picks, scoring, selection, training
-from d2c.batches import probe
+from d2c import attachment, packing, picks, runtime, scoring, selection, training
+from d2c.choices import TRAIN_SCORER, choose_codec, choose_scorer, choose_scorer_model
 from d2c.errors import UsageError
 from d2c.progress import Progress, Silent
-from d2c.recipe import recipe, without_attachments
+from d2c.recipe import Recipe, recipe, without_attachments
+from d2c.runs import Run
 from d2c.selection import Method, SelectionConfig
 from d2c.sources import Source, open_source
 from d2c.workspace import Workspace
 from formats.hashing import xxh3_json
 
-PAPER_SCORER = "facebook/DiT-XL-2-256"
-"""The paper's scorer, as diffusers publishes it."""
-TRAIN_SCORER = "train"
-SMALL = 64
-"""Images up to this side (pixels) are modelled as they are; larger ones through the VAE at 256 px."""
 SCORER_IMAGES = 100_000
 """A scorer trained here sees at most this many images: the paper finds that a weak scorer costs little (Table 6)."""
 
@@ -90,32 +83,6 @@ class Step:
 T = TypeVar("T")
 
 
-def choose_codec(source: Source, codec: str | None, size: int | None) -> tuple[str, int]:
-    """The latent codec and image side for a source: small images as they are, larger ones through the VAE at 256."""
-    if codec is not None and size is not None:
-        return codec, size
-    seen = probe(source)
-    native = max(4, seen.median_side - seen.median_side % 4)
-    if codec is None:
-        codec = "rgb" if (size or seen.max_side) <= SMALL else "vae"
-    return codec, size or (min(native, SMALL) if codec == "rgb" else 256)
-
-
-def choose_scorer(source: Source, scorer: str | None, codec: str) -> str:
-    """The scorer nobody named: the paper's for ImageNet-1k at full size, else one trained on the source itself."""
-    if scorer is not None:
-        return scorer
-    return PAPER_SCORER if source.imagenet_ids is not None and codec != "rgb" else TRAIN_SCORER
-
-
-def choose_scorer_model(codec: str, size: int) -> str:
-    """A small model for a scorer: S/2 on the VAE's latents; tiny on pixels, with at most 256 tokens up to 128 px."""
-    if codec != "rgb":
-        return "sit-s/2"
-    # 2 up to 16 px and 4 up to 64 px: a CPU then scores 50,000 images in minutes.
-    return f"sit-tiny/{2 if size <= 16 else 4 if size <= 64 else 8}"
-
-
 def score(request: ScoreRequest, progress: Progress | None = None) -> tuple[scoring.Result, list[Step]]:
     """Train a scorer where none is named and the data asks for one, then score every image."""
     progress = progress or Silent()
@@ -126,13 +93,29 @@ def score(request: ScoreRequest, progress: Progress | None = None) -> tuple[scor
     chosen = choose_scorer(source, request.scorer, codec)
     steps = []
     if chosen == TRAIN_SCORER:
-        run, step = _train_scorer(request, source, codec, size, progress)
-        chosen = str(run)
-        steps.append(step)
+        scorer = plan_scorer(request, source, codec, size)
+        reasons = [] if scorer.done else [_why_train(request, source, scorer)]
+        _, step = _step(
+            "train the scorer",
+            reasons,
+            lambda: scorer.done or runtime.once(lambda: _train_scorer(request, scorer, source, codec, size, progress)),
+            progress,
+        )
+        chosen = str(scorer.run)
+        facts = {"model": scorer.model, "steps": scorer.recipe.steps, "images": len(scorer.images)}
+        steps.append(_with(step, facts))
     plan = scoring.plan(scoring_config(request, codec, size, chosen), source)
     result, step = _step("score", plan.reasons, lambda: scoring.run(plan, progress), progress)
     facts = {"images": result.record.summary["images"], "bad_files": result.record.summary["bad_files"]}
     return result, [*steps, _with(step, facts)]
+
+
+def _why_train(request: ScoreRequest, source: Source, scorer: ScorerPlan) -> str:
+    what = f"{scorer.model} on {len(scorer.images):,} of its images for {scorer.recipe.steps:,} steps"
+    if request.scorer is not None:
+        return what
+    kind = "its images are modelled as pixels" if source.is_imagenet else "it is not ImageNet-1k"
+    return f"no scorer was named and {kind}: {what}"
 
 
 def scoring_config(request: ScoreRequest, codec: str, size: int, scorer: str) -> scoring.ScoringConfig:
@@ -156,46 +139,67 @@ def scoring_config(request: ScoreRequest, codec: str, size: int, scorer: str) ->
     )
 
 
-def _train_scorer(
-    request: ScoreRequest, source: Source, codec: str, size: int, progress: Progress
-) -> tuple[Path, Step]:
-    """Pack the source without attachments and train a small model on it, in one process."""
-    model = request.scorer_model or choose_scorer_model(codec, size)
+@dataclass(frozen=True, kw_only=True)
+class ScorerPlan:
+    """A small class-conditional model to be trained on the source itself, because nobody named a scorer."""
+
+    folder: Path
+    model: str
+    recipe: Recipe
+    images: picks.Picks
+    done: bool
+
+    @property
+    def run(self) -> Path:
+        """The run's folder, which is what `score` takes as its scorer."""
+        return self.folder / "run"
+
+
+def plan_scorer(request: ScoreRequest, source: Source, codec: str, size: int) -> ScorerPlan:
+    """Which model, how long, and on which images; the folder's name follows from all that decides the weights."""
     small = codec == "rgb"
+    model = request.scorer_model or choose_scorer_model(codec, size)
     numbers = recipe("small" if small else "sit", steps=request.scorer_steps or (2_000 if small else 20_000))
     plain = without_attachments(numbers)
     asked = {"model": model, "recipe": repr(plain), "codec": codec, "size": size, "seed": request.seed}
     folder = Workspace(request.workspace).scorer / xxh3_json({**asked, "source": source.digest})[:8]
+    return ScorerPlan(
+        folder=folder,
+        model=model,
+        recipe=plain,
+        images=picks.everything(source, limit=SCORER_IMAGES, seed=request.seed),
+        done=Run(folder / "run").finished_steps() >= plain.steps,
+    )
+
+
+def _train_scorer(
+    request: ScoreRequest, scorer: ScorerPlan, source: Source, codec: str, size: int, progress: Progress
+) -> None:
+    """Pack the source without attachments and train on it, in one process whatever ``--gpus`` says.
+
+    A sum over several ranks would round differently, and change every score.
+    """
+    shards = scorer.folder / "shards"
     pack_config = packing.PackingConfig(
         workspace=request.workspace,
-        out=folder / "shards",
+        out=shards,
         selection="all",
         container="parquet",
         seed=request.seed,
         device=request.device,
-        gpus=1,
         threads=request.threads,
     )
-    everything = picks.everything(source, limit=SCORER_IMAGES, seed=request.seed)
-    plan = packing.plan_source(pack_config, source, everything, codec, size)
-    why = "" if request.scorer else f"no scorer was named and {source.path.name} is not ImageNet-1k: "
-    progress.say(f"{why}training {model} on {len(everything):,} of its images for {plain.steps:,} steps")
-    _step("pack for the scorer", plan.reasons, lambda: packing.run(plan, progress), progress)
-    # One process, whatever --gpus says: a sum over ranks would round differently and change every score.
+    packing.run(packing.plan_source(pack_config, source, scorer.images, codec, size), progress)
     config = training.TrainingConfig(
-        artifact=folder / "shards",
-        out=folder / "run",
-        model=model,
-        recipe=plain,
+        artifact=shards,
+        out=scorer.run,
+        model=scorer.model,
+        recipe=scorer.recipe,
         precision=request.precision,
         seed=request.seed,
         device=request.device,
-        gpus=1,
     )
-    train = training.plan(config)
-    reasons = [] if train.done else ["not trained yet"]
-    result, step = _step("train the scorer", reasons, lambda: training.run(train, progress), progress)
-    return folder / "run", _with(step, {"model": model, "steps": result.steps, "images": len(everything)})
+    training.run(training.plan(config), progress)
 
 
 def select(config: SelectionConfig, progress: Progress | None = None) -> tuple[selection.Selection, Step]:

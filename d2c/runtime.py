@@ -10,7 +10,9 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +25,9 @@ from formats.errors import FormatError, IntegrityError, VersionError
 from formats.hashing import xxh3
 
 T = TypeVar("T")
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+_PATIENCE = timedelta(days=7)
+"""How long ranks wait for the one that works: training a scorer takes longer than torch's half hour."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,9 @@ class Ranks:
 
 
 def ranks() -> Ranks:
-    """This process's place, as torchrun (or d2c's own launcher) set it; alone where neither did."""
+    """This process's place, as torchrun (or d2c's own launcher) set it; alone where neither did, and inside `once`."""
+    if _alone.get():
+        return Ranks()
     return Ranks(
         rank=int(os.environ.get("RANK", "0")),
         world=int(os.environ.get("WORLD_SIZE", "1")),
@@ -112,14 +119,19 @@ def one_thread(device: torch.device) -> Iterator[None]:
 
 
 def once(action: Callable[[], T]) -> T | None:
-    """Under torchrun, let the first rank do it while the others wait; alone, just do it. Others get None."""
+    """Under torchrun, let the first rank do it while the others wait; alone, just do it. Others get None.
+
+    Inside, the first rank is alone: what it launches does not wait for the ranks that wait for it.
+    """
     here = ranks()
     if here.world == 1:
         return action()
-    _join(resolve_device("cpu"))
+    _join()
+    token = _alone.set(True)
     try:
         return action() if here.main else None
     finally:
+        _alone.reset(token)
         dist.barrier()
 
 
@@ -134,7 +146,7 @@ def launch(worker: Callable[[Ranks, Any], None], argument: Any, *, workers: int,
     """
     here = ranks()
     if here.world > 1:
-        _join(device)
+        _join()
         worker(here, argument)
         dist.barrier()
     elif workers <= 1:
@@ -165,7 +177,7 @@ def _spawn(worker: Callable[[Ranks, Any], None], argument: Any, workers: int, de
     )
     with tempfile.TemporaryDirectory(prefix="d2c-") as folder:
         try:
-            elastic_launch(config, _child)(worker, argument, device.type, folder)
+            elastic_launch(config, _child)(worker, argument, folder)
         except ChildFailedError as error:
             raise _cause(Path(folder)) or D2CError(
                 "a worker process died",
@@ -178,8 +190,8 @@ def _time(failure: Any) -> float:
     return float(failure.timestamp)
 
 
-def _child(worker: Callable[[Ranks, Any], None], argument: Any, device_type: str, folder: str) -> None:
-    _join(torch.device(device_type))
+def _child(worker: Callable[[Ranks, Any], None], argument: Any, folder: str) -> None:
+    _join()
     try:
         worker(ranks(), argument)
     except Exception as error:
@@ -224,11 +236,11 @@ def _cause(folder: Path) -> Exception | None:
     return types.get(told["kind"], D2CError)(told["what"], **told["parts"])
 
 
-def _join(device: torch.device) -> None:
+def _join() -> None:
     if dist.is_initialized():
         return
-    if device.type == "cuda":
+    if torch.cuda.is_available():
         torch.cuda.set_device(ranks().local % torch.cuda.device_count())
-        dist.init_process_group("cpu:gloo,cuda:nccl")
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=_PATIENCE)

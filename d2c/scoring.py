@@ -248,7 +248,7 @@ def _merge(plan: Plan, device: torch.device) -> None:
             where=source.path,
             found=f"{bad.num_rows} files, the first: {bad['key'][0]}: {bad['reason'][0]}",
         )
-    losses = np.stack(good["losses"].to_numpy(zero_copy_only=False)).astype(np.float64)
+    losses = good["losses"].combine_chunks().flatten().to_numpy().reshape(-1, config.evals).astype(np.float64)
     scores = good.drop_columns(["reason"]).append_column("score", pa.array(losses.mean(axis=1)))
     scores = scores.append_column("stderr", pa.array(standard_errors(losses)))
     # Order by key, as every later stage joins by key.
@@ -279,7 +279,11 @@ def _merge(plan: Plan, device: torch.device) -> None:
         "notes": list(source.notes),
         "codec": {"name": config.codec, **codec.spec.to_dict()},
         "size": config.size,
-        "scorer": {"spec": config.scorer, "grid": plan.scorer.grid, "facts": _facts(plan.scorer)},
+        "scorer": {
+            "spec": Workspace(config.workspace).remember(config.scorer),
+            "grid": plan.scorer.grid,
+            "facts": _facts(plan.scorer),
+        },
         "rank_correlation": trust.to_dict(),
         "score": {
             q: float(np.quantile(losses.mean(axis=1), p)) for q, p in (("p05", 0.05), ("p50", 0.5), ("p95", 0.95))

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from d2c import runtime
 from d2c.config import execution, identity
 from d2c.errors import UsageError
 from d2c.progress import Progress, Silent
@@ -173,8 +174,19 @@ def plan(config: SelectionConfig) -> Plan:
 
 def run(plan: Plan, progress: Progress | None = None) -> Selection:
     """Select, write the table, and make it the workspace's current selection."""
-    progress = progress or Silent()
-    workspace, stage, config = Workspace(plan.config.workspace), plan.stage, plan.config
+    progress, workspace = progress or Silent(), Workspace(plan.config.workspace)
+    runtime.once(lambda: _write(plan, workspace))
+    for name, missing in list(plan.shortfalls.items())[:5]:
+        progress.warn(
+            f"class {name!r} has {missing} images fewer than its budget of {plan.per_class}: it gives all it has"
+        )
+    if len(plan.shortfalls) > 5:
+        progress.warn(f"... and {len(plan.shortfalls) - 5} more classes give all they have")
+    return load(workspace, plan.config.name)
+
+
+def _write(plan: Plan, workspace: Workspace) -> None:
+    stage, config = plan.stage, plan.config
     if plan.reasons:
         scores = workspace.scores.require("d2c score DIR")
         stage.begin(identity(config), {"scores": scores.digest})
@@ -183,23 +195,9 @@ def run(plan: Plan, progress: Progress | None = None) -> Selection:
             write_table(stage.path / SELECTION, table)
             picks = [{"key": key, "rank": rank} for key, rank in zip(*_columns(table, "key", "rank"), strict=True)]
             write_json(stage.path / "selection.json", picks)
-        stage.finish(
-            [SELECTION, "selection.json"],
-            {
-                "images": table.num_rows,
-                "per_class": plan.per_class,
-                "shortfalls": plan.shortfalls,
-            },
-            device="cpu",
-        )
+        summary = {"images": table.num_rows, "per_class": plan.per_class, "shortfalls": plan.shortfalls}
+        stage.finish([SELECTION, "selection.json"], summary, device="cpu")
     workspace.set_current("selection", {"name": config.name})
-    for name, missing in list(plan.shortfalls.items())[:5]:
-        progress.warn(
-            f"class {name!r} has {missing} images fewer than its budget of {plan.per_class}: it gives all it has"
-        )
-    if len(plan.shortfalls) > 5:
-        progress.warn(f"... and {len(plan.shortfalls) - 5} more classes give all they have")
-    return load(workspace, config.name)
 
 
 def load(workspace: Workspace, name: str) -> Selection:

@@ -24,6 +24,7 @@ from formats.hashing import xxh3_file, xxh3_json
 RECORD, BEGUN, COST = "stage.json", "begun.json", "cost.jsonl"
 SCORES, BAD_FILES, CLASSES = "scores.parquet", "bad_files.parquet", "classes.json"
 SELECTION = "selection.parquet"
+_HERE = "workspace:"
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,18 @@ class Workspace:
     def classes(self) -> list[dict[str, Any]]:
         """The scored source's classes: id, name, source_id, count."""
         return list(read_json(self.scores.path / CLASSES))
+
+    def remember(self, name: str) -> str:
+        """``name`` of a file or folder so that it is found again from anywhere, and after the workspace has moved."""
+        path = Path(name)
+        if not path.exists():
+            return name  # a hub id
+        resolved, root = path.resolve(), self.path.resolve()
+        return f"{_HERE}{resolved.relative_to(root)}" if resolved.is_relative_to(root) else str(resolved)
+
+    def recall(self, name: str) -> str:
+        """The inverse of `remember`."""
+        return str(self.path / name.removeprefix(_HERE)) if name.startswith(_HERE) else name
 
     def current(self, what: str) -> Any | None:
         """What the last `select` or `attach` left as the one to use: ``selection`` or ``attachments/<selection>``."""

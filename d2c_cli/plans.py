@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from d2c.workspace import Workspace
-from formats.files import read_json
 
 if TYPE_CHECKING:
     from d2c.pipeline import PackRequest, ScoreRequest
     from d2c.sampling import SamplerConfig
     from d2c.selection import Plan as SelectionPlan
-    from d2c.sources import Source
 
 Facts = dict[str, Any]
 
@@ -26,13 +23,13 @@ def step(stage: str, reasons: Sequence[str], facts: Facts | None = None) -> Fact
 
 def score(request: ScoreRequest) -> Facts:
     """The choices that the data makes, the scorer, and the time where a scorer is there to be timed."""
-    from d2c import pipeline, scoring
+    from d2c import choices, pipeline, scoring
     from d2c.progress import Silent
     from d2c.sources import open_source
 
     source = open_source(request.source, Silent())
-    codec, size = pipeline.choose_codec(source, request.codec, request.size)
-    chosen = pipeline.choose_scorer(source, request.scorer, codec)
+    codec, size = choices.choose_codec(source, request.codec, request.size)
+    chosen = choices.choose_scorer(source, request.scorer, codec)
     facts: Facts = {
         "source": {
             "path": request.source,
@@ -50,41 +47,23 @@ def score(request: ScoreRequest) -> Facts:
         "estimated_seconds": None,
     }
     steps = []
-    if chosen == pipeline.TRAIN_SCORER:
-        run, training = _scorer_training(request, source, codec, size)
-        steps.append(training)
-        if run is None:
+    if chosen == choices.TRAIN_SCORER:
+        scorer = pipeline.plan_scorer(request, source, codec, size)
+        training = {
+            "model": scorer.model,
+            "images": len(scorer.images),
+            "steps": scorer.recipe.steps,
+            "passes_per_image": round(scorer.recipe.steps * scorer.recipe.batch_size / len(scorer.images), 1),
+        }
+        steps.append(step("train the scorer", [] if scorer.done else ["not trained yet"], training))
+        if not scorer.done:
             after = ["the scorer is not trained yet, so the time is not known"]
             return {**facts, "steps": [*steps, step("score", after, {"images": len(source)})]}
-        facts["scorer"] = chosen = str(run)
+        facts["scorer"] = chosen = str(scorer.run)
     plan = scoring.plan(pipeline.scoring_config(request, codec, size, chosen), source)
     if plan.reasons:
         facts["estimated_seconds"] = scoring.estimate_seconds(plan) / _workers(request.device, request.gpus)
     return {**facts, "steps": [*steps, step("score", plan.reasons, {"images": len(source)})]}
-
-
-def _scorer_training(request: ScoreRequest, source: Source, codec: str, size: int) -> tuple[Path | None, Facts]:
-    """The scorer that the last scoring trained, if it would serve again, and what training it means."""
-    from d2c import pipeline
-    from d2c.recipe import recipe
-
-    model = request.scorer_model or pipeline.choose_scorer_model(codec, size)
-    small = codec == "rgb"
-    numbers = recipe("small" if small else "sit", steps=request.scorer_steps or (2_000 if small else 20_000))
-    images = min(len(source), pipeline.SCORER_IMAGES)
-    facts = {
-        "model": model,
-        "images": images,
-        "steps": numbers.steps,
-        "passes_per_image": round(numbers.steps * numbers.batch_size / images, 1),
-    }
-    record = Workspace(request.workspace).scores.record()
-    run = Path(record.summary["scorer"]["spec"]) if record and record.inputs["source"] == source.digest else None
-    if run is not None and (run / "done.json").exists():
-        asked = read_json(run / "run.json")["identity"]
-        if (asked["model"], asked["recipe"]["steps"], asked["seed"]) == (model, numbers.steps, request.seed):
-            return run, step("train the scorer", [], facts)
-    return None, step("train the scorer", ["no finished scores name a scorer of this data"], facts)
 
 
 def _workers(device: str, gpus: int) -> int:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import typer
 
+from d2c.workspace import Workspace
 from d2c_cli import options, plans
 from d2c_cli.output import Output
 
@@ -76,7 +77,7 @@ def score(
             "classes": len(summary["classes"]),
             "codec": summary["codec"]["name"],
             "size": summary["size"],
-            "scorer": summary["scorer"]["spec"],
+            "scorer": Workspace(workspace).recall(summary["scorer"]["spec"]),
             "rank_correlation": summary["rank_correlation"],
             "score": summary["score"],
             "worker_seconds": result.record.cost["seconds"],

@@ -12,8 +12,9 @@ from conftest import pack_request
 from PIL import Image
 
 from d2c import pipeline
+from d2c.choices import PAPER_SCORER, choose_codec, choose_scorer, choose_scorer_model
 from d2c.errors import D2CError
-from d2c.pipeline import PAPER_SCORER, ScoreRequest, choose_codec, choose_scorer, choose_scorer_model
+from d2c.pipeline import ScoreRequest
 from d2c.progress import Silent
 from d2c.sit import model_spec
 from d2c.sources import Source, open_source
