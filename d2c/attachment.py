@@ -5,7 +5,7 @@ Each encoder has its own folder in the workspace, so attaching another one leave
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,8 @@ import torch
 from d2c import picks as picked
 from d2c import runtime
 from d2c.config import execution
-from d2c.errors import D2CError
 from d2c.latents import open_codec
-from d2c.parts import Part, require_all, split, work
+from d2c.parts import Part, ToDo, require_all, split, work
 from d2c.picks import class_indices
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
@@ -28,7 +27,7 @@ from d2c.tokens import PART, save_array
 from d2c.vision import VisionEncoder, open_vision
 from d2c.workspace import Record, Stage, Workspace
 from formats.files import read_json, write_json
-from formats.hashing import xxh3, xxh3_json
+from formats.hashing import xxh3, xxh3_json, xxh3_lines
 
 TEXT_TEMPLATE = "a photo of a {class}"
 """The paper's prompt (section 3.3)."""
@@ -54,17 +53,17 @@ class AttachmentConfig:
     gpus: int = execution(1)
     threads: int = execution(4)
 
+    overwrite: bool = execution(False)
+
     def text_identity(self) -> dict[str, Any]:
+        """What decides the text embeddings."""
         return {"text": self.text, "template": self.template}
 
     def vision_identity(self) -> dict[str, Any]:
-        return {
-            "vision": self.vision,
-            "grid": self.grid,
-            "batch_size": self.batch_size,
-            "precision": self.precision,
-            "seed": self.seed,
-        }
+        """What decides the vision tokens."""
+        asked = {"vision": self.vision, "grid": self.grid, "batch_size": self.batch_size, "precision": self.precision}
+        # Only the scorer is shown noisy images.
+        return {**asked, "seed": self.seed} if _is_scorer(self.vision) else asked
 
 
 @dataclass(frozen=True)
@@ -93,6 +92,7 @@ class _Job:
     config: AttachmentConfig
     stage: Stage
     parts: list[Part]
+    todo: ToDo
     progress: Progress
 
 
@@ -111,8 +111,14 @@ def plan(config: AttachmentConfig) -> Plan:
     workspace = Workspace(config.workspace)
     scores = workspace.scores.require("d2c score DIR")
     chosen = workspace.selection(config.selection).require("d2c select --ratio R")
+    config = replace(
+        config, precision=runtime.resolve_precision(config.precision, runtime.resolve_device(config.device))
+    )
     names = xxh3(repr([(c["id"], c["name"]) for c in scores.summary["classes"]]).encode())
-    inputs = {"text": {"classes": names}, "vision": {"selection": chosen.digest, "scores": scores.digest}}
+    inputs = {
+        "text": {"classes": names, "weights": _stamp(config.text)},
+        "vision": {"selection": chosen.digest, "scores": scores.digest, "weights": _stamp(config.vision)},
+    }
     text = workspace.text(slug(config.text, config.text_identity())) if config.text else None
     vision = (
         workspace.vision(config.selection, slug(config.vision, config.vision_identity())) if config.vision else None
@@ -121,36 +127,57 @@ def plan(config: AttachmentConfig) -> Plan:
         config=config,
         text=text,
         vision=vision,
-        text_reasons=text.stale(config.text_identity(), inputs["text"]) if text else [],
-        vision_reasons=vision.stale(config.vision_identity(), inputs["vision"]) if vision else [],
+        text_reasons=_reasons(config, text, config.text_identity(), inputs["text"]),
+        vision_reasons=_reasons(config, vision, config.vision_identity(), inputs["vision"]),
         inputs=inputs,
         images=int(chosen.summary["images"]),
     )
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Result:
-    """Encode what is missing or stale and make the result the selection's current attachments."""
-    progress = progress or Silent()
-    config, workspace = plan.config, Workspace(plan.config.workspace)
+    """Encode what is missing or stale."""
     if plan.text and plan.text_reasons:
         runtime.once(lambda: _attach_text(plan, plan.text))
     if plan.vision and plan.vision_reasons:
-        stage, device = plan.vision, runtime.resolve_device(config.device)
-        runtime.once(lambda: stage.begin(config.vision_identity(), plan.inputs["vision"]))
-        parts = split(plan.images, PART, stage.path / "parts", ".npy")
-        job = _Job(config, stage, parts, progress)
-        runtime.launch(_encode_parts, job, workers=min(config.gpus, len(parts)), device=device)
-        runtime.once(lambda: _finish_vision(job, device))
-    result = Result(
+        _attach_vision(plan, plan.vision, progress or Silent())
+    return Result(
         text=plan.text.path.name if plan.text else None, vision=plan.vision.path.name if plan.vision else None
     )
-    runtime.once(
-        lambda: workspace.set_current(
-            f"attachments/{config.selection}",
-            {"asked_text": config.text or "none", "asked_vision": config.vision or "none", "grid": config.grid},
-        )
-    )
-    return result
+
+
+def _is_scorer(vision: str | None) -> bool:
+    return vision is not None and vision.partition(":")[0] == "scorer"
+
+
+def _stamp(encoder: str | None) -> str:
+    """Changes when a weights file or folder that an encoder's name points to does; empty for what the hub keeps."""
+    paths = [Path(part).expanduser() for part in (encoder or "").split(":") if part]
+    files = [
+        file for path in paths if path.exists() for file in ([path] if path.is_file() else sorted(path.rglob("*")))
+    ]
+    stamps = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
+    return xxh3_lines(stamps) if stamps else ""
+
+
+def _reasons(config: AttachmentConfig, stage: Stage | None, asked: dict[str, Any], inputs: dict[str, str]) -> list[str]:
+    if stage is None:
+        return []
+    return ["--overwrite"] if config.overwrite else stage.stale(asked, inputs)
+
+
+def _attach_vision(plan: Plan, stage: Stage, progress: Progress) -> None:
+    config, device = plan.config, runtime.resolve_device(plan.config.device)
+    lock = runtime.once(stage.lock)
+    try:
+        runtime.once(lambda: stage.begin(config.vision_identity(), plan.inputs["vision"]))
+        parts = split(plan.images, PART, stage.path / "parts", ".npy")
+        job = _Job(config, stage, parts, ToDo.of(parts), progress)
+        workers = min(config.gpus, max(1, len(job.todo.parts)))
+        runtime.launch(_encode_parts, job, workers=workers, device=device)
+        runtime.once(lambda: _finish_vision(job, device))
+    finally:
+        if lock:
+            lock.release()
 
 
 def _attach_text(plan: Plan, stage: Stage | None) -> None:
@@ -159,16 +186,17 @@ def _attach_text(plan: Plan, stage: Stage | None) -> None:
     assert config.text is not None
     classes = Workspace(config.workspace).classes()
     device = runtime.resolve_device(config.device)
-    stage.begin(config.text_identity(), plan.inputs["text"])
-    with stage.spending(), runtime.one_thread(device):
-        encoder: TextEncoder = open_text(config.text, device)
-        sentences = prompts([c["name"] for c in classes], config.template)
-        embeds, mask = encoder.encode(sentences)
-        save_array(stage.path / "text_embeds.npy", embeds)
-        save_array(stage.path / "text_mask.npy", mask)
-        write_json(stage.path / "prompts.json", sentences)
-    summary = {**encoder.info.to_dict(), "prompt_template": config.template}
-    stage.finish(["text_embeds.npy", "text_mask.npy", "prompts.json"], summary, device=device.type)
+    with stage.locked():
+        stage.begin(config.text_identity(), plan.inputs["text"])
+        with stage.spending(), runtime.one_thread(device):
+            encoder: TextEncoder = open_text(config.text, device)
+            sentences = prompts([c["name"] for c in classes], config.template)
+            embeds, mask = encoder.encode(sentences)
+            save_array(stage.path / "text_embeds.npy", embeds)
+            save_array(stage.path / "text_mask.npy", mask)
+            write_json(stage.path / "prompts.json", sentences)
+        summary = {**encoder.info.to_dict(), "prompt_template": config.template}
+        stage.finish(["text_embeds.npy", "text_mask.npy", "prompts.json"], summary, device=device.type)
 
 
 def _open_encoder(
@@ -177,21 +205,14 @@ def _open_encoder(
     """The encoder, and the class index that it wants for each class of the source."""
     assert config.vision is not None
     own = np.arange(len(source.classes), dtype=np.int64)
-    if config.vision.partition(":")[0] != "scorer":
+    if not _is_scorer(config.vision):
         return open_vision(config.vision, config.grid, device), own
     denoiser = load_denoiser(
         workspace.recall(scores.summary["scorer"]["spec"]), device=device, objective=scores.config["objective"]
     )
-    if denoiser.grid != config.grid:
-        raise D2CError(
-            "the scorer's tokens lie on another grid than the model's",
-            found=f"{denoiser.grid} x {denoiser.grid}",
-            expected=f"{config.grid} x {config.grid}",
-            hint=f"give --grid {denoiser.grid} and train a model with that grid, or attach --vision dinov2",
-        )
     codec = open_codec(scores.config["codec"], scores.config["size"], device)
     encoder = open_vision(config.vision, config.grid, device, scorer=denoiser, codec=codec, seed=config.seed)
-    return encoder, class_indices(source, denoiser.spec.num_classes)
+    return encoder, class_indices(source, denoiser)
 
 
 def _encode_parts(ranks: Ranks, job: _Job) -> None:
@@ -211,12 +232,12 @@ def _encode_parts(ranks: Ranks, job: _Job) -> None:
             tokens = []
             size = int(scores.config["size"])
             for batch in picked.read(source, picks, part.items, size, batch=config.batch_size, threads=config.threads):
-                with runtime.autocast(runtime.resolve_precision(config.precision, device), device):
+                with runtime.autocast(config.precision, device):
                     tokens.append(encoder.encode(batch.pixels, labels[batch.indices]))
                 bar.advance(len(batch.indices) * ranks.world)
             save_array(part.path, np.concatenate(tokens))
 
-        work(job.parts, make, ranks=ranks, stage=job.stage, progress=job.progress, label="attach")
+        work(job.todo, make, ranks=ranks, stage=job.stage, progress=job.progress, label="attach")
 
 
 def _finish_vision(job: _Job, device: torch.device) -> None:

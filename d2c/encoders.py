@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -217,3 +219,24 @@ def _check_activation(name: str, tag: str) -> None:
             f"open_clip's {name} has another activation than the weights {tag} were trained with",
             hint=f"name the model open_clip:{other}:{tag}",
         )
+
+
+def checked_tokens(tokens: Tensor, info: EncoderInfo) -> NDArray[np.float16]:
+    """Tokens [N, T, D] as float16, where they are what ``info`` promises."""
+    if tuple(tokens.shape[1:]) != (info.tokens, info.dim):
+        raise D2CError(
+            "the encoder made another number of tokens than the grid has",
+            where=info.name,
+            found=list(tokens.shape[1:]),
+            expected=[info.tokens, info.dim],
+            hint="--vision dinov2",
+        )
+    half = tokens.to(torch.float16)
+    if not torch.isfinite(half).all():
+        raise D2CError(
+            "the vision encoder gave tokens that are NaN or too large for float16",
+            where=f"{info.name} ({info.source})",
+            hint="check the weights file, or use another --vision",
+        )
+    values: NDArray[np.float16] = half.cpu().numpy()
+    return values

@@ -179,13 +179,15 @@ class VaeCodec:
         """
         _check_pixels(pixels, self.spec)
         images = torch.from_numpy(pixels).to(self._device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        posterior = self._model.encode(images).latent_dist
+        # Always float32: a caller's autocast must not give the same image two latents.
+        with torch.autocast(self._device.type, enabled=False):
+            posterior = self._model.encode(images).latent_dist
         raw = torch.stack([posterior.mean, posterior.std], dim=1).half()  # [N, 2, C, H, W]
         if not torch.isfinite(raw).all():
             raise D2CError(
                 "the VAE gave latents that are NaN or too large for float16",
                 where=self.spec.encoder,
-                hint="encode in float32 (--precision fp32), or use another --codec",
+                hint="use another --codec",
             )
         values: NDArray[Any] = raw.cpu().numpy()
         return values
@@ -193,7 +195,8 @@ class VaeCodec:
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
         values = latents.to(self._device, torch.float32) / self.spec.scale + self.spec.shift
-        return to_pixels(self._model.decode(values).sample)
+        with torch.autocast(self._device.type, enabled=False):
+            return to_pixels(self._model.decode(values).sample)
 
 
 def open_codec(name: str, size: int, device: torch.device) -> LatentCodec:

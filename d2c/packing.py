@@ -26,7 +26,7 @@ from d2c.runtime import Ranks
 from d2c.sources import Source, open_source
 from d2c.tokens import VisionTokens
 from d2c.workspace import Workspace
-from formats import open_artifact
+from formats import open_artifact, verify
 from formats.files import read_json
 from formats.hashing import xxh3, xxh3_json
 from formats.schema import ClassRow, Column
@@ -160,8 +160,12 @@ def plan(config: PackingConfig) -> Plan:
             "vision": {**vision.summary, "column": _column_name(vision.summary["name"])} if vision else None,
         },
         "source": {key: summary["source"][key] for key in ("name", "kind", "files", "fingerprint")},
-        "selection": {**chosen.config, "scorer": summary["scorer"]["facts"], "scores": scores.config},
-        "seeds": {"pack": config.seed, "selection": chosen.config["seed"], "score": scores.config["seed"]},
+        "selection": {
+            **chosen.config,
+            "scorer": summary["scorer"]["facts"],
+            "scores": {**scores.config, "codec": summary["codec"]["encoder"] or "rgb"},
+        },
+        "seeds": {"pack": config.seed, "selection": chosen.config.get("seed"), "score": scores.config["seed"]},
     }
     contents = Contents(
         source=Path(summary["source"]["path"]),
@@ -239,7 +243,11 @@ def _packed_from(out: Path) -> dict[str, Any] | None:
     if not manifest.exists():
         return None
     value = read_json(manifest).get("packed_from")
-    return value if isinstance(value, dict) else {}
+    return (
+        value
+        if isinstance(value, dict) and verify(out, "quick").ok
+        else {"inputs": {"the artifact's files": "damaged"}}
+    )
 
 
 def _writer(plan: Plan, *, lock: bool = True) -> ArtifactWriter:
@@ -262,6 +270,14 @@ def _write_shards(ranks: Ranks, job: _Job) -> None:
     with runtime.one_thread(device):
         source = open_source(contents.source)
         codec = open_codec(contents.codec, contents.size, device)
+        if codec.spec != contents.latent:
+            raise D2CError(
+                "the latent codec is not the one that the images were scored with",
+                where=contents.codec,
+                found=f"weights {codec.spec.weights_xxh3 or 'none'}",
+                expected=f"weights {contents.latent.weights_xxh3 or 'none'}",
+                hint="put the old weights back, or run d2c score again",
+            )
         writer = _writer(plan, lock=False)
         finished = writer.done_shards()
         shown = job.progress if ranks.main else Silent()

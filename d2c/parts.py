@@ -1,7 +1,7 @@
 """Independent parts with done markers: the one way in which long jobs are shared among processes and resumed.
 
-A part's file *is* its done marker, because it appears whole or not at all. Worker r of W takes every W-th part; nobody
-coordinates, so the same code serves one CPU, several GPUs and several nodes.
+A part's file *is* its done marker, because it appears whole or not at all. Worker r of W takes every W-th part that is
+left; nobody coordinates, so the same code serves one CPU, several GPUs and several nodes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,24 @@ def split(total: int, step: int, folder: Path, suffix: str) -> list[Part]:
     ]
 
 
+@dataclass(frozen=True)
+class ToDo:
+    """The unfinished parts, listed before any worker starts, so that all share them out alike."""
+
+    parts: list[Part]
+    total: int
+    done: int
+
+    @staticmethod
+    def of(parts: Sequence[Part]) -> ToDo:
+        """What is left of ``parts``; counts are items."""
+        left = [part for part in parts if not part.done]
+        total = sum(len(part.items) for part in parts)
+        return ToDo(left, total, total - sum(len(part.items) for part in left))
+
+
 def work(
-    parts: Sequence[Part],
+    todo: ToDo,
     make: Callable[[Part, Bar], None],
     *,
     ranks: Ranks,
@@ -47,17 +63,14 @@ def work(
     progress: Progress,
     label: str,
 ) -> None:
-    """Make this rank's unfinished parts. ``make`` writes the part's file and advances the bar by images."""
-    done = sum(len(part.items) for part in parts if part.done)
-    total = sum(len(part.items) for part in parts)
+    """Make this rank's share of the parts. ``make`` writes the part's file and advances the bar by images."""
     # Only the first rank shows progress, and counts its own pace for everybody's.
     shown = progress if ranks.main else Silent()
-    with shown.bar(label, total, "image", done=done) as bar:
-        for part in parts[ranks.rank :: ranks.world]:
-            if not part.done:
-                start = time.perf_counter()
-                make(part, bar)
-                stage.spend(time.perf_counter() - start, part=part.number)
+    with shown.bar(label, todo.total, "image", done=todo.done) as bar:
+        for part in todo.parts[ranks.rank :: ranks.world]:
+            start = time.perf_counter()
+            make(part, bar)
+            stage.spend(time.perf_counter() - start, part=part.number)
 
 
 def require_all(parts: Sequence[Part]) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from d2c import batches, runtime
 from d2c.batches import Batch
 from d2c.errors import D2CError
+from d2c.scorers import Denoiser
 from d2c.sources import Source
 from d2c.workspace import SCORES, SELECTION, Workspace
 from formats.files import read_table
@@ -37,8 +38,8 @@ class Picks:
 
 def load(workspace: Workspace, selection: str) -> Picks:
     """The picks of a finished selection."""
-    chosen = read_table(workspace.selection(selection).path / SELECTION)
-    scored = read_table(workspace.scores.path / SCORES, columns=["key", "xxh3", "bytes", "width", "height"])
+    chosen = read_table(workspace.selection(selection).output(SELECTION))
+    scored = read_table(workspace.scores.output(SCORES), columns=["key", "xxh3", "bytes", "width", "height"])
     joined = chosen.join(scored, keys="key", join_type="inner")
     if joined.num_rows != chosen.num_rows:
         raise D2CError(
@@ -119,20 +120,27 @@ def _locate(source: Source, key: str) -> int:
     return index
 
 
-def class_indices(source: Source, known: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The index that a model of ``known`` classes gives to each class of the source: int64 [C].
+def class_indices(source: Source, scorer: Denoiser) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The scorer's index of each class of the source: int64 [C].
+
+    By name where the scorer knows its classes, by the official order for ImageNet-1k, else by number, where the
+    numbers of classes agree.
 
     Raises:
-        D2CError: the model was trained on another class list.
+        D2CError: the scorer was trained on another class list.
     """
-    if known == len(source.classes):
-        return np.arange(known, dtype=np.int64)
-    if source.imagenet_ids is not None and known == 1000:
+    names, known = [row.source_id for row in source.classes], scorer.spec.num_classes
+    if scorer.classes is not None and set(names) <= set(scorer.classes):
+        return np.array([scorer.classes.index(name) for name in names], dtype=np.int64)
+    if scorer.classes is None and source.imagenet_ids is not None and known == 1000:
         return source.imagenet_ids
+    if scorer.classes is None and known == len(names):
+        return np.arange(known, dtype=np.int64)
+    strange = [name for name in names if name not in (scorer.classes or ())]
     raise D2CError(
         "the scorer was trained on another class list than the source's",
         where=source.path,
-        found=f"{len(source.classes)} classes",
-        expected=f"{known} classes",
+        found=f"{len(names)} classes" + (f", unknown: {', '.join(strange[:3])}" if scorer.classes else ""),
+        expected=f"{known} classes" + (f": {', '.join(scorer.classes[:3])} ..." if scorer.classes else ""),
         hint="score with a scorer of this data: --scorer train",
     )

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
+
 from d2c import attachment, packing, picks, runtime, scoring, selection, training
-from d2c.choices import TRAIN_SCORER, choose_codec, choose_scorer, choose_scorer_model
+from d2c.choices import SMALL, TRAIN_SCORER, choose_codec, choose_scorer, choose_scorer_model
 from d2c.errors import UsageError
+from d2c.latents import open_codec
 from d2c.progress import Progress, Silent
 from d2c.recipe import Recipe, recipe, without_attachments
 from d2c.runs import Run
+from d2c.runtime import resolve_device, resolve_precision
 from d2c.selection import Method, SelectionConfig
 from d2c.sources import Source, open_source
 from d2c.workspace import Workspace
@@ -161,8 +165,16 @@ def plan_scorer(request: ScoreRequest, source: Source, codec: str, size: int) ->
     model = request.scorer_model or choose_scorer_model(codec, size)
     numbers = recipe("small" if small else "sit", steps=request.scorer_steps or (2_000 if small else 20_000))
     plain = without_attachments(numbers)
-    asked = {"model": model, "recipe": repr(plain), "codec": codec, "size": size, "seed": request.seed}
-    folder = Workspace(request.workspace).scorer / xxh3_json({**asked, "source": source.digest})[:8]
+    device = resolve_device(request.device)
+    asked = {
+        "model": model,
+        "recipe": repr(plain),
+        "codec": open_codec(codec, size, torch.device("cpu")).spec.to_dict(),
+        "precision": resolve_precision(request.precision, device),
+        "seed": request.seed,
+        "source": source.digest,
+    }
+    folder = Workspace(request.workspace).scorer / xxh3_json(asked)[:8]
     return ScorerPlan(
         folder=folder,
         model=model,
@@ -177,7 +189,7 @@ def _train_scorer(
 ) -> None:
     """Pack the source without attachments and train on it, in one process whatever ``--gpus`` says.
 
-    A sum over several ranks would round differently, and change every score.
+    A sum over several ranks, or over several threads, would round differently and change every score.
     """
     shards = scorer.folder / "shards"
     pack_config = packing.PackingConfig(
@@ -197,6 +209,7 @@ def _train_scorer(
         recipe=scorer.recipe,
         precision=request.precision,
         seed=request.seed,
+        threads=1,
         device=request.device,
     )
     training.run(training.plan(config), progress)
@@ -237,10 +250,9 @@ def attachment_config(request: PackRequest, name: str) -> attachment.AttachmentC
     small = scores.config["codec"] == "rgb"
     text = request.text or before.get("asked_text") or ("hashed" if small else "t5")
     vision = request.vision or before.get("asked_vision") or ("scorer" if small else "dinov2")
-    latent = int(scores.summary["codec"]["size"])
-    grid = (
-        request.grid or before.get("grid") or (scores.summary["scorer"]["grid"] if vision == "scorer" else latent // 2)
-    )
+    # The grid of a /2 model, so that the published sizes train on it; huge pixel grids keep the scorer's own.
+    latent, own = int(scores.summary["codec"]["size"]), int(scores.summary["scorer"]["grid"])
+    grid = request.grid or before.get("grid") or (latent // 2 if latent <= SMALL else own)
     return attachment.AttachmentConfig(
         workspace=request.workspace,
         selection=name,
@@ -254,12 +266,18 @@ def attachment_config(request: PackRequest, name: str) -> attachment.AttachmentC
     )
 
 
-def attach(request: PackRequest, name: str, progress: Progress | None = None) -> tuple[attachment.Result, Step]:
-    """Attach to the named selection what is not attached yet."""
+def attach(
+    request: PackRequest, name: str, progress: Progress | None = None, *, remember: bool = True
+) -> tuple[attachment.Result, Step]:
+    """Attach to the named selection what is not attached yet; ``remember`` the choices for later `pack`s."""
     progress = progress or Silent()
-    plan = attachment.plan(attachment_config(request, name))
+    config = attachment_config(request, name)
+    plan = attachment.plan(replace(config, overwrite=request.overwrite and remember))
     reasons = [f"text: {why}" for why in plan.text_reasons] + [f"vision: {why}" for why in plan.vision_reasons]
     result, step = _step("attach", reasons, lambda: attachment.run(plan, progress), progress)
+    if remember:
+        asked = {"asked_text": config.text or "none", "asked_vision": config.vision or "none", "grid": request.grid}
+        runtime.once(lambda: Workspace(request.workspace).set_current(f"attachments/{name}", asked))
     return result, _with(step, {"text": result.text, "vision": result.vision})
 
 
@@ -283,7 +301,7 @@ def pack(request: PackRequest, progress: Progress | None = None) -> tuple[packin
         chosen, step = select(config, progress)
         name = chosen.name
         steps.append(step)
-    attached, step = attach(request, name, progress)
+    attached, step = attach(request, name, progress, remember=False)
     steps.append(step)
     plan = packing.plan(packing_config(request, name, attached))
     result, step = _step("pack", plan.reasons, lambda: packing.run(plan, progress), progress)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from d2c import checkpoint
 from d2c.config import differences
 from d2c.errors import D2CError
-from formats.files import read_json, write_bytes, write_json
+from formats import FormatError
+from formats.files import read_json, sync_directory, write_bytes, write_json
+from formats.lock import WriterLock
 
 MODEL, RUN, WEIGHTS, TEXT = "model.json", "run.json", "ema.safetensors", "text.safetensors"
 STATS, COST, DONE, CHECKPOINTS = "stats.jsonl", "cost.jsonl", "done.json", "checkpoints"
@@ -31,11 +35,15 @@ class Run:
         done = self.path / DONE
         return int(read_json(done)["step"]) if done.exists() else 0
 
+    def reached_steps(self) -> int:
+        """Steps that the folder's weights have taken, or can be continued from, finished or not."""
+        return max(self.finished_steps(), checkpoint.newest_step(self.path / CHECKPOINTS))
+
     def matches(self, identity: Mapping[str, Any]) -> bool:
         """Whether the folder holds this very run, finished or not. More steps than before continue a run.
 
         Raises:
-            D2CError: it holds another run, or something else.
+            D2CError: it holds another run, or one that is past these steps, or something else.
         """
         if not self.exists():
             if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -55,14 +63,76 @@ class Run:
                 found="; ".join(changed),
                 hint="choose another folder with --out, or replace the run with --overwrite",
             )
+        asked, reached = identity["recipe"]["steps"], self.reached_steps()
+        if asked < reached:
+            raise D2CError(
+                "the run in this folder has taken more steps than these",
+                where=self.path,
+                found=f"{reached} steps taken, {asked} asked for",
+                expected=f"--steps {reached} or more",
+                hint="choose another folder with --out, or start again with --overwrite",
+            )
         return True
+
+    def lock(self) -> WriterLock:
+        """Take the run for this process until `WriterLock.release`, or until the process ends in any way.
+
+        The lock's file lies beside the folder, which --overwrite removes.
+
+        Raises:
+            D2CError: another process trains this run.
+        """
+        place = self.path.resolve()
+        try:
+            return WriterLock(place.with_name(f"{place.name}.lock"))
+        except FormatError as error:
+            raise D2CError(
+                "another process is training this run",
+                where=self.path,
+                found=error.found,
+                hint="wait until it is done, or choose another folder with --out",
+            ) from error
+
+    def open(self, facts: Mapping[str, Any], artifact: Path) -> None:
+        """Write what was asked for; from here on the run is unfinished, since its steps are yet to be taken.
+
+        Only with ``done.json`` are the steps in ``run.json`` those of the weights.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / DONE).unlink(missing_ok=True)
+        sync_directory(self.path)
+        write_json(self.path / RUN, {**facts, "artifact": self._relative(artifact)})
+
+    def artifact(self) -> Path:
+        """Where the artifact lies that the run was trained on, when it was last asked for."""
+        return Path(os.path.normpath(self.path.resolve() / read_json(self.path / RUN)["artifact"]))
+
+    def moved_artifact(self, artifact: Path) -> None:
+        """Note where the artifact lies now.
+
+        Raises:
+            D2CError: it has moved, and another process trains this run.
+        """
+        if read_json(self.path / RUN)["artifact"] == self._relative(artifact):
+            return
+        lock = self.lock()
+        try:
+            write_json(self.path / RUN, {**read_json(self.path / RUN), "artifact": self._relative(artifact)})
+        finally:
+            lock.release()
+
+    def _relative(self, artifact: Path) -> str:
+        # A project that moves with its artifacts and runs stays whole; two disks have only the root in common.
+        target, here = artifact.resolve(), self.path.resolve()
+        common = os.path.commonpath([target, here])
+        return str(target) if common == here.anchor else os.path.relpath(target, here)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append a line to ``stats.jsonl``: what was computed, never when."""
         _append(self.path / STATS, line)
 
     def stats(self) -> list[dict[str, Any]]:
-        """The log so far; a torn last line is left out."""
+        """The log so far; torn lines are left out."""
         return _lines(self.path / STATS)
 
     def forget_after(self, step: int) -> None:
@@ -90,10 +160,22 @@ def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _append(path: Path, line: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
+    with path.open("ab+") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, size - 1))
+        # A kill may have torn the last line: what follows must not become part of it.
+        torn = stream.read(1) not in (b"", b"\n")
+        stream.write(("\n" * torn + json.dumps(line) + "\n").encode())
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return [parsed for line in text.split("\n") if (parsed := _parsed(line)) is not None]
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        parsed = json.loads(line)
+    except ValueError:
+        return None
+    return parsed if isinstance(parsed, dict) else None

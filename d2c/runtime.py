@@ -127,6 +127,8 @@ def once(action: Callable[[], T]) -> T | None:
     if here.world == 1:
         return action()
     _join()
+    # At the entry too: nobody may look at what the first rank is about to change.
+    dist.barrier()
     token = _alone.set(True)
     try:
         return action() if here.main else None
@@ -147,6 +149,7 @@ def launch(worker: Callable[[Ranks, Any], None], argument: Any, *, workers: int,
     here = ranks()
     if here.world > 1:
         _join()
+        dist.barrier()
         worker(here, argument)
         dist.barrier()
     elif workers <= 1:

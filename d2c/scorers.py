@@ -20,7 +20,7 @@ from d2c.transport import Objective, objective_for
 from formats.files import read_json
 from formats.hashing import sha256_file, xxh3_array, xxh3_lines
 
-MODEL_FILE, WEIGHTS_FILE = "model.json", "ema.safetensors"
+MODEL_FILE, WEIGHTS_FILE, RUN_FILE = "model.json", "ema.safetensors", "run.json"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 _BLOCK = r"transformer_blocks\.(\d+)\."
@@ -56,6 +56,7 @@ class Denoiser:
     spec: ModelSpec
     origin: dict[str, str]
     reverse_time: bool = False  # official SiT: t = 1 is data and the velocity points to it
+    classes: tuple[str, ...] | None = None  # the source's own names of the classes, where a run of ours tells them
 
     @property
     def grid(self) -> int:
@@ -160,7 +161,14 @@ def load_denoiser(
         "weights_xxh3": weights_digest(model),
         "sha256": sha256_file(weights),
     }
-    return Denoiser(model, objective_for(spec.objective), spec, origin, reverse)
+    return Denoiser(model, objective_for(spec.objective), spec, origin, reverse, _run_classes(weights, kind))
+
+
+def _run_classes(weights: Path, kind: str) -> tuple[str, ...] | None:
+    facts = weights.parent / RUN_FILE
+    if kind != "run" or not facts.is_file():
+        return None
+    return tuple(str(row["source_id"]) for row in read_json(facts)["classes"])
 
 
 def weights_digest(model: SiT) -> str:

@@ -21,8 +21,8 @@ from d2c import batches, runtime
 from d2c.config import execution, identity
 from d2c.errors import D2CError, UsageError
 from d2c.estimator import Reliability, noise_of, reliability, standard_errors, timesteps_of
-from d2c.latents import LatentCodec, open_codec, to_model
-from d2c.parts import Part, require_all, split, work
+from d2c.latents import LatentCodec, LatentSpec, open_codec, to_model
+from d2c.parts import Part, ToDo, require_all, split, work
 from d2c.picks import class_indices
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
@@ -91,6 +91,7 @@ class Plan:
     reasons: list[str]
     source: Source
     scorer: Denoiser
+    codec: LatentSpec
     inputs: dict[str, str]
 
     @property
@@ -111,7 +112,7 @@ class Result:
 class _Job:
     config: ScoringConfig
     stage: Stage
-    parts: list[Part]
+    todo: ToDo
     progress: Progress
 
 
@@ -124,11 +125,17 @@ def plan(config: ScoringConfig, source: Source | None = None) -> Plan:
     source = source or open_source(config.source)
     # The plan only asks what the scorer is; the workers load it where they run.
     denoiser = load_denoiser(config.scorer, device=torch.device("cpu"), objective=config.objective)
-    class_indices(source, denoiser.spec.num_classes)
+    class_indices(source, denoiser)
+    codec = open_codec(config.codec, config.size, torch.device("cpu")).spec
+    _check_shapes(denoiser, codec)
+    # Resolved here: parts of one table must not mix precisions because it was resumed on another device.
+    device = runtime.resolve_device(config.device)
+    config = replace(config, precision=runtime.resolve_precision(config.precision, device))
     stage = Workspace(config.workspace).scores
-    inputs = {"source": source.digest, "scorer": str(denoiser.origin["weights_xxh3"])}
+    weights = str(denoiser.origin["weights_xxh3"])
+    inputs = {"source": source.digest, "scorer": weights, "codec": codec.weights_xxh3}
     reasons = ["--overwrite"] if config.overwrite else stage.stale(identity(config), inputs)
-    return Plan(config, stage, reasons, source, denoiser, inputs)
+    return Plan(config, stage, reasons, source, denoiser, codec, inputs)
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Result:
@@ -136,11 +143,18 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
     progress = progress or Silent()
     stage, config = plan.stage, plan.config
     if plan.reasons:
-        runtime.once(lambda: stage.begin(identity(config), plan.inputs))
-        job = _Job(config, stage, _parts(plan), progress)
-        device = runtime.resolve_device(config.device)
-        runtime.launch(_score_parts, job, workers=min(config.gpus, len(job.parts)), device=device)
-        runtime.once(lambda: _merge(plan, device))
+        lock = runtime.once(stage.lock)
+        try:
+            runtime.once(lambda: stage.begin(identity(config), plan.inputs))
+            job = _Job(config, stage, ToDo.of(_parts(plan)), progress)
+            device = runtime.resolve_device(config.device)
+            workers = min(config.gpus, max(1, len(job.todo.parts)))
+            runtime.launch(_score_parts, job, workers=workers, device=device)
+            runtime.once(lambda: _merge(plan, device))
+        finally:
+            if lock:
+                lock.release()
+    runtime.once(lambda: _note_places(plan))
     record = stage.require("d2c score DIR")
     return Result(record=record, path=stage.path)
 
@@ -177,8 +191,8 @@ class _Scorer:
         device = runtime.resolve_device(config.device)
         denoiser = load_denoiser(config.scorer, device=device, objective=config.objective)
         codec = open_codec(config.codec, config.size, device)
-        _check_shapes(denoiser, codec)
-        return _Scorer(config, source, denoiser, codec, class_indices(source, denoiser.spec.num_classes), device)
+        _check_shapes(denoiser, codec.spec)
+        return _Scorer(config, source, denoiser, codec, class_indices(source, denoiser), device)
 
     def tables(self, indices: list[int]) -> Iterator[pa.Table]:
         """One table (``_PART_SCHEMA``) per batch of ``indices``."""
@@ -232,7 +246,7 @@ def _score_parts(ranks: Ranks, job: _Job) -> None:
                 bar.advance(table.num_rows * ranks.world)
             write_table(part.path, pa.concat_tables(tables))
 
-        work(job.parts, make, ranks=ranks, stage=job.stage, progress=job.progress, label="score")
+        work(job.todo, make, ranks=ranks, stage=job.stage, progress=job.progress, label="score")
 
 
 def _merge(plan: Plan, device: torch.device) -> None:
@@ -263,7 +277,6 @@ def _merge(plan: Plan, device: torch.device) -> None:
     ]
     write_json(stage.path / CLASSES, classes)
     trust: Reliability = reliability(losses, good["label"].to_numpy())
-    codec = open_codec(config.codec, config.size, torch.device("cpu"))
     lines = zip(*(scores[name].to_pylist() for name in ("key", "bytes", "xxh3")), strict=True)
     summary = {
         "images": good.num_rows,
@@ -272,12 +285,12 @@ def _merge(plan: Plan, device: torch.device) -> None:
         "source": {
             "path": str(source.path.resolve()),
             "kind": source.kind,
-            "name": source.path.name,
+            "name": source.path.resolve().name,
             "files": good.num_rows,
             "fingerprint": "xxh3-128:" + xxh3_lines(f"{key}\t{size}\t{digest}" for key, size, digest in sorted(lines)),
         },
         "notes": list(source.notes),
-        "codec": {"name": config.codec, **codec.spec.to_dict()},
+        "codec": {"name": config.codec, **plan.codec.to_dict()},
         "size": config.size,
         "scorer": {
             "spec": Workspace(config.workspace).remember(config.scorer),
@@ -298,6 +311,16 @@ def _parts(plan: Plan) -> list[Part]:
     return split(len(plan.source), batch * -(-plan.config.part // batch), plan.stage.path / "parts", ".parquet")
 
 
+def _note_places(plan: Plan) -> None:
+    """Note where the source and the scorer lie now: they may have moved and be the same by content."""
+    summary = plan.stage.require("d2c score DIR").summary
+    spec = Workspace(plan.config.workspace).remember(plan.config.scorer)
+    plan.stage.refresh(
+        source={**summary["source"], "path": str(plan.source.path.resolve())},
+        scorer={**summary["scorer"], "spec": spec},
+    )
+
+
 def _facts(denoiser: Denoiser) -> dict[str, str]:
     """Which scorer it was, in words that hold on another machine."""
     origin = denoiser.origin
@@ -311,13 +334,13 @@ def _facts(denoiser: Denoiser) -> dict[str, str]:
     }
 
 
-def _check_shapes(denoiser: Denoiser, codec: LatentCodec) -> None:
+def _check_shapes(denoiser: Denoiser, codec: LatentSpec) -> None:
     want = (denoiser.spec.channels, denoiser.spec.input_size)
-    have = (codec.spec.channels, codec.spec.size)
+    have = (codec.channels, codec.size)
     if want != have:
         raise D2CError(
             "the scorer reads latents of another shape",
-            found=f"{have[0]} x {have[1]} x {have[1]} (codec {codec.spec.codec})",
+            found=f"{have[0]} x {have[1]} x {have[1]} (codec {codec.codec})",
             expected=f"{want[0]} x {want[1]} x {want[1]}",
             hint="give --codec and --size as the scorer was trained with, or --scorer train",
         )

@@ -40,6 +40,12 @@ class SelectionConfig:
     per_class: int | None = None
     interval: int | None = None
     seed: int = 0
+    overwrite: bool = execution(False)
+
+    def asked(self) -> dict[str, Any]:
+        """The identity: only a random selection depends on a seed, only an interval one on k."""
+        unused = "seed" if self.method == "interval" else "interval"
+        return {name: value for name, value in identity(self).items() if name != unused}
 
     def __post_init__(self) -> None:
         if (self.ratio is None) == (self.per_class is None):
@@ -59,7 +65,7 @@ class SelectionConfig:
     def name(self) -> str:
         """The folder's name: readable, and different for every different selection."""
         budget = f"ratio{self.ratio:g}" if self.ratio is not None else f"{self.per_class}-per-class"
-        return f"{self.method}-{budget}-{xxh3_json(identity(self))[:6]}"
+        return f"{self.method}-{budget}-{xxh3_json(self.asked())[:6]}"
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,8 @@ class Plan:
     per_class: int
     classes: int
     images: int
-    shortfalls: dict[str, int]
-    """Class name -> images it lacks to fill its budget."""
+    shortfalls: list[tuple[str, int]]
+    """Class name and images it lacks to fill its budget."""
 
 
 @dataclass(frozen=True)
@@ -159,16 +165,18 @@ def plan(config: SelectionConfig) -> Plan:
     workspace = Workspace(config.workspace)
     scores = workspace.scores.require("d2c score DIR")
     stage = workspace.selection(config.name)
-    counts = {row["name"]: row["count"] for row in scores.summary["classes"]}
-    budget = budget_per_class(config, sum(counts.values()), len(counts))
+    # Names may come twice (ImageNet has two cranes): only the rows are classes.
+    counts = [(row["name"], row["count"]) for row in scores.summary["classes"]]
+    budget = budget_per_class(config, sum(count for _, count in counts), len(counts))
+    asked = config.asked()
     return Plan(
         config=config,
         stage=stage,
-        reasons=stage.stale(identity(config), {"scores": scores.digest}),
+        reasons=["--overwrite"] if config.overwrite else stage.stale(asked, {"scores": scores.digest}),
         per_class=budget,
         classes=len(counts),
-        images=sum(min(budget, count) for count in counts.values()),
-        shortfalls={name: budget - count for name, count in counts.items() if count < budget},
+        images=sum(min(budget, count) for _, count in counts),
+        shortfalls=[(name, budget - count) for name, count in counts if count < budget],
     )
 
 
@@ -176,7 +184,7 @@ def run(plan: Plan, progress: Progress | None = None) -> Selection:
     """Select, write the table, and make it the workspace's current selection."""
     progress, workspace = progress or Silent(), Workspace(plan.config.workspace)
     runtime.once(lambda: _write(plan, workspace))
-    for name, missing in list(plan.shortfalls.items())[:5]:
+    for name, missing in plan.shortfalls[:5]:
         progress.warn(
             f"class {name!r} has {missing} images fewer than its budget of {plan.per_class}: it gives all it has"
         )
@@ -189,14 +197,16 @@ def _write(plan: Plan, workspace: Workspace) -> None:
     stage, config = plan.stage, plan.config
     if plan.reasons:
         scores = workspace.scores.require("d2c score DIR")
-        stage.begin(identity(config), {"scores": scores.digest})
-        with stage.spending():
-            table = select(read_table(workspace.scores.path / SCORES), config, plan.classes)
-            write_table(stage.path / SELECTION, table)
-            picks = [{"key": key, "rank": rank} for key, rank in zip(*_columns(table, "key", "rank"), strict=True)]
-            write_json(stage.path / "selection.json", picks)
-        summary = {"images": table.num_rows, "per_class": plan.per_class, "shortfalls": plan.shortfalls}
-        stage.finish([SELECTION, "selection.json"], summary, device="cpu")
+        with stage.locked():
+            stage.begin(config.asked(), {"scores": scores.digest})
+            with stage.spending():
+                table = select(read_table(workspace.scores.output(SCORES)), config, plan.classes)
+                write_table(stage.path / SELECTION, table)
+                picks = [{"key": key, "rank": rank} for key, rank in zip(*_columns(table, "key", "rank"), strict=True)]
+                write_json(stage.path / "selection.json", picks)
+            shortfalls = [{"class": name, "missing": missing} for name, missing in plan.shortfalls]
+            summary = {"images": table.num_rows, "per_class": plan.per_class, "shortfalls": shortfalls}
+            stage.finish([SELECTION, "selection.json"], summary, device="cpu")
     workspace.set_current("selection", {"name": config.name})
 
 
@@ -204,7 +214,7 @@ def load(workspace: Workspace, name: str) -> Selection:
     """Read a finished selection."""
     stage = workspace.selection(name)
     record = stage.require("d2c select --ratio R")
-    return Selection(name=name, table=read_table(stage.path / SELECTION), record=record)
+    return Selection(name=name, table=read_table(stage.output(SELECTION)), record=record)
 
 
 def _columns(table: pa.Table, *names: str) -> list[list[Any]]:

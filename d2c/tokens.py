@@ -31,7 +31,7 @@ class VisionTokens:
     def open(stage: Stage) -> VisionTokens:
         record = stage.require("d2c attach")
         names = sorted(name for name in record.outputs if name.endswith(".npy"))
-        return VisionTokens([np.load(stage.path / name, mmap_mode="r", allow_pickle=False) for name in names])
+        return VisionTokens([np.load(stage.output(name), mmap_mode="r", allow_pickle=False) for name in names])
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +27,25 @@ from d2c.errors import D2CError, UsageError
 from d2c.latents import to_model
 from d2c.loading import Loader
 from d2c.progress import Progress, Silent
-from d2c.recipe import Recipe
-from d2c.runs import CHECKPOINTS, DONE, MODEL, RUN, TEXT, WEIGHTS, Run
+from d2c.recipe import RECIPES, Recipe
+from d2c.runs import CHECKPOINTS, DONE, MODEL, TEXT, WEIGHTS, Run
 from d2c.runtime import Ranks
 from d2c.sit import ModelSpec, SiT, model_spec
 from d2c.transport import Objective, alignment_loss, objective_for
-from formats import Artifact, open_artifact
+from formats import open_artifact
 from formats.files import read_json, remove_tree, write_json
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+_SMALLEST_SCALE = 2.0**-14
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What to train on what. ``recipe`` holds every number; ``out`` is the run's folder."""
+    """What to train on what. ``recipe`` holds every number; ``out`` is the run's folder.
+
+    Raises:
+        UsageError: a number is not positive, or the precision is unknown.
+    """
 
     artifact: Path = execution()
     out: Path = execution()
@@ -45,10 +54,32 @@ class TrainingConfig:
     precision: str = "auto"
     seed: int = 0
     log_every: int = 50
-    checkpoint_every: int = 500
+    checkpoint_every: int = execution(500)
+    checkpoint_minutes: float = execution(15.0)
+    """A slow run saves its state this often too, whenever it next writes to its log."""
+    threads: int | None = None
+    """CPU threads of each worker. The order of sums follows the threads, so bytes that must not depend on a machine's
+    cores or on ``OMP_NUM_THREADS`` need a number here. None: all cores for one process, one thread for each of several.
+    """
     device: str = execution("auto")
     gpus: int = execution(1)
     overwrite: bool = execution(False)
+
+    def __post_init__(self) -> None:
+        numbers = {
+            "steps": self.recipe.steps,
+            "batch_size": self.recipe.batch_size,
+            "log_every": self.log_every,
+            "checkpoint_every": self.checkpoint_every,
+            "checkpoint_minutes": self.checkpoint_minutes,
+            "threads": 1 if self.threads is None else self.threads,
+            "gpus": self.gpus,
+        }
+        for name, value in numbers.items():
+            if not value > 0:
+                raise UsageError(f"{name} must be positive", found=value)
+        if self.precision not in PRECISIONS:
+            raise UsageError("unknown precision", found=self.precision, expected=", ".join(PRECISIONS))
 
 
 @dataclass(frozen=True)
@@ -124,17 +155,19 @@ def plan(config: TrainingConfig) -> Plan:
             found=f"{spec.name}: {spec.grid} x {spec.grid}, stored: {vision['grid']} x {vision['grid']}",
             hint=f"use a /{latent['size'] // vision['grid']} model, or attach again with --grid {spec.grid}",
         )
+    device = runtime.resolve_device(config.device)
     identity = {
         "content_id": artifact.content_id,
         "model": spec.name,
         "recipe": {**asdict(recipe), "betas": list(recipe.betas)},
-        "precision": runtime.resolve_precision(config.precision, runtime.resolve_device(config.device)),
+        "precision": runtime.resolve_precision(config.precision, device),
         "seed": config.seed,
         "log_every": config.log_every,
+        **({"threads": config.threads} if config.threads and device.type == "cpu" else {}),
     }
     earlier = Run(config.out)
     replaced = config.overwrite and earlier.exists()
-    done = not replaced and earlier.matches(identity) and earlier.finished_steps() >= recipe.steps
+    done = not replaced and earlier.matches(identity) and earlier.finished_steps() == recipe.steps
     return Plan(config, spec, identity, len(artifact), done, column, notes)
 
 
@@ -144,39 +177,41 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
     config = plan.config
     for note in plan.notes:
         progress.warn(note)
-    if not plan.done:
-        device = runtime.resolve_device(config.device)
-        runtime.once(lambda: _open_run(plan))
-        runtime.launch(_train, _Job(plan, progress), workers=config.gpus, device=device)
+    here = Run(config.out)
+    if plan.done:
+        runtime.once(lambda: here.moved_artifact(config.artifact))
+    else:
+        lock = runtime.once(here.lock)
+        try:
+            runtime.once(lambda: _open_run(plan))
+            device = runtime.resolve_device(config.device)
+            runtime.launch(_train, _Job(plan, progress), workers=config.gpus, device=device)
+        finally:
+            if lock is not None:
+                lock.release()
     done = read_json(config.out / DONE)
     return Result(
         path=config.out,
         steps=done["step"],
         loss=done["loss"],
-        passes_per_image=round(plan.passes, 1),
-        seconds=Run(config.out).seconds(),
+        passes_per_image=round(done["step"] * config.recipe.batch_size / plan.samples, 1),
+        seconds=here.seconds(),
     )
 
 
 def _open_run(plan: Plan) -> None:
-    config = plan.config
-    if config.overwrite and Run(config.out).exists():
+    config, here = plan.config, Run(plan.config.out)
+    if config.overwrite and here.exists():
         remove_tree(config.out)
-    config.out.mkdir(parents=True, exist_ok=True)
+    # Again, now that nobody else writes: another process may have trained since the plan was made.
+    here.matches(plan.identity)
     artifact = open_artifact(config.artifact)
     text = {name: torch.from_numpy(artifact.table(name)) for name in ("text_embeds", "text_mask") if plan.spec.text_dim}
+    classes = [asdict(row) for row in artifact.classes]
+    facts = {"identity": plan.identity, "latent": artifact.manifest["latent"], "classes": classes}
+    here.open(facts, config.artifact)
     checkpoint.save_tensors(config.out / TEXT, text)
     write_json(config.out / MODEL, plan.spec.to_dict())
-    classes = [asdict(row) for row in artifact.classes]
-    write_json(
-        config.out / RUN,
-        {
-            "identity": plan.identity,
-            "latent": artifact.manifest["latent"],
-            "classes": classes,
-            "artifact": str(config.artifact.resolve()),
-        },
-    )
 
 
 @dataclass
@@ -188,10 +223,9 @@ class _Trainer:
     wrapped: nn.Module
     ema: Ema
     optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     objective: Objective
     loader: Loader
-    text: Tensor | None
-    mask: Tensor | None
     device: torch.device
     ranks: Ranks
 
@@ -222,13 +256,14 @@ class _Trainer:
             seed=config.seed,
             device=device,
             token_column=plan.token_column,
+            text=plan.spec.text_dim is not None,
             rank=ranks.rank,
             world=ranks.world,
         )
-        text, mask = _text_tables(artifact, plan.spec, device)
-        ema = Ema(model, recipe.ema_decay)
-        objective = objective_for(plan.spec.objective)
-        return _Trainer(plan, model, wrapped, ema, optimizer, objective, loader, text, mask, device, ranks)
+        ema, objective = Ema(model, recipe.ema_decay), objective_for(plan.spec.objective)
+        # Small gradients vanish in fp16; for other precisions the scaler does nothing.
+        scaler = torch.amp.GradScaler(device.type, enabled=plan.identity["precision"] == "fp16")
+        return _Trainer(plan, model, wrapped, ema, optimizer, scaler, objective, loader, device, ranks)
 
     def losses(self, step: int) -> tuple[Tensor, Tensor]:
         """Denoising and alignment loss of this rank's part of the batch at ``step``, each a scalar."""
@@ -242,8 +277,8 @@ class _Trainer:
                 z_t,
                 self.objective.model_time(t),
                 batch.labels,
-                self.text[batch.labels] if self.text is not None else None,
-                self.mask[batch.labels] if self.mask is not None else None,
+                batch.text,
+                batch.mask,
                 null=null,
                 return_tokens=batch.tokens is not None,
             )
@@ -270,45 +305,54 @@ class _Trainer:
     def step(self, step: int) -> Tensor:
         """One optimizer step; returns [denoising, alignment, gradient norm] without waiting for the device."""
         denoising, alignment = self.losses(step)
-        torch.autograd.backward(denoising + alignment)
+        torch.autograd.backward(self.scaler.scale(denoising + alignment))
+        self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.config.recipe.clip_norm)
-        self.optimizer.step()
+        if self.scaler.is_enabled():
+            # The scaler skips a step that overflowed, and halves its scale: that is no divergence.
+            norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.model)
         return torch.stack([denoising.detach(), alignment.detach(), norm.detach()])
 
     def state(self, step: int) -> State:
-        optimizer = {
-            f"{index}.{name}": value
-            for index, values in self.optimizer.state_dict()["state"].items()
-            for name, value in values.items()
-        }
         tensors = {
             **checkpoint.prefixed(self.model.state_dict(), "model"),
             **checkpoint.prefixed(self.ema.state_dict(), "ema"),
-            **checkpoint.prefixed(optimizer, "opt"),
+            **checkpoint.prefixed(checkpoint.optimizer_tensors(self.optimizer), "opt"),
         }
-        return State(step, tensors, {"content_id": self.plan.identity["content_id"]})
+        facts = {"content_id": self.plan.identity["content_id"]}
+        return State(
+            step, tensors, {**facts, "scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else facts
+        )
 
-    def restore(self, state: State) -> int:
+    def resume(self, folder: Path) -> int:
+        """Take over the newest state in ``folder``, where there is one, and return its step.
+
+        Nothing keeps the state alive afterwards: it is as large as the weights, averages and moments together.
+        """
+        state = checkpoint.latest(folder)
+        if state is None:
+            return 0
         self.model.load_state_dict(checkpoint.under(state.tensors, "model"))
         self.ema.load_state_dict(checkpoint.under(state.tensors, "ema"))
-        values = self.optimizer.state_dict()
-        values["state"] = {}
-        for name, tensor in checkpoint.under(state.tensors, "opt").items():
-            index, field = name.split(".")
-            values["state"].setdefault(int(index), {})[field] = tensor
-        self.optimizer.load_state_dict(values)
+        checkpoint.load_optimizer(self.optimizer, checkpoint.under(state.tensors, "opt"))
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state.facts["scaler"])
         return state.step
 
 
 def _train(ranks: Ranks, job: _Job) -> None:
-    plan, config = job.plan, job.plan.config
+    with _threads(job.plan.config, ranks):
+        _loop(_Trainer.build(job.plan, ranks), job.progress if ranks.main else Silent())
+
+
+def _loop(trainer: _Trainer, progress: Progress) -> None:
+    config, ranks = trainer.plan.config, trainer.ranks
     run, last = Run(config.out), config.recipe.steps
-    trainer = _Trainer.build(plan, ranks)
-    progress = job.progress if ranks.main else Silent()
-    newest = checkpoint.latest(run.path / CHECKPOINTS)
-    first = trainer.restore(newest) if newest else 0
+    first = trainer.resume(run.path / CHECKPOINTS)
     if ranks.main:
         run.forget_after(first)
     total, logged, started = torch.zeros(3, device=trainer.device), first, time.perf_counter()
@@ -317,24 +361,40 @@ def _train(ranks: Ranks, job: _Job) -> None:
         for step in range(first, last):
             total += trainer.step(step)
             taken = step + 1
-            if taken % config.log_every == 0 or taken == last:
-                line = _means(trainer, taken, total / (taken - logged))
-                if ranks.main:
-                    run.log(line)
-                bar.advance(taken - logged, f"loss {line['loss']:.4f}")
-                logged = taken
-                total.zero_()
-            if ranks.main and (taken == last or taken % _checkpoint_every(config) == 0):
+            if taken % config.log_every and taken != last:
+                continue
+            line = _means(trainer, taken, total / (taken - logged))
+            if ranks.main:
+                run.log(line)
+            bar.advance(taken - logged, f"loss {line['loss']:.4f}")
+            logged = taken
+            total.zero_()
+            # Only here: the running means are empty, so that a resumed run logs what an undisturbed one does.
+            seconds = time.perf_counter() - started
+            due = taken % _checkpoint_every(config) == 0 or seconds >= 60 * config.checkpoint_minutes
+            if ranks.main and (taken == last or due):
                 checkpoint.save(run.path / CHECKPOINTS, trainer.state(taken))
-                run.spend((time.perf_counter() - started) * ranks.world, step=taken, device=trainer.device.type)
-                started = time.perf_counter()
+                seconds, started = time.perf_counter() - started, time.perf_counter()
+                run.spend(seconds * ranks.world, step=taken, device=trainer.device.type)
     if ranks.main:
         checkpoint.save_tensors(run.path / WEIGHTS, trainer.ema.state_dict(), {"step": last})
         run.finish()
 
 
+@contextmanager
+def _threads(config: TrainingConfig, ranks: Ranks) -> Iterator[None]:
+    """Compute on as many CPU threads as asked for; several processes that share the cores take one each."""
+    before, asked = torch.get_num_threads(), config.threads or (1 if ranks.world > 1 else None)
+    if asked and runtime.resolve_device(config.device).type == "cpu":
+        torch.set_num_threads(asked)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _checkpoint_every(config: TrainingConfig) -> int:
-    # A multiple of log_every: the running mean of the losses is then empty when the state is saved.
+    # A multiple of log_every, since states are saved where the log is written.
     return -(-config.checkpoint_every // config.log_every) * config.log_every
 
 
@@ -344,13 +404,9 @@ def _means(trainer: _Trainer, step: int, means: Tensor) -> dict[str, Any]:
         dist.all_reduce(means)
         means = means / trainer.ranks.world
     denoising, alignment, norm = (round(float(value), 6) for value in means)
-    if not math.isfinite(denoising + alignment + norm):
-        raise D2CError(
-            "training diverged: the loss is not a number",
-            where=trainer.plan.config.out,
-            found=f"step {step}",
-            hint="the last checkpoint is kept; try --precision fp32, or a recipe with a smaller learning rate",
-        )
+    # A scale that shrinks without end means that every step overflows.
+    if not math.isfinite(denoising + alignment + norm) or trainer.scaler.get_scale() < _SMALLEST_SCALE:
+        raise _diverged(trainer.plan, step)
     return {
         "step": step,
         "loss": round(denoising + alignment, 6),
@@ -360,8 +416,14 @@ def _means(trainer: _Trainer, step: int, means: Tensor) -> dict[str, Any]:
     }
 
 
-def _text_tables(artifact: Artifact, spec: ModelSpec, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-    if spec.text_dim is None:
-        return None, None
-    embeds = torch.from_numpy(artifact.table("text_embeds")).float().to(device)
-    return embeds, torch.from_numpy(artifact.table("text_mask")).to(device)
+def _diverged(plan: Plan, step: int) -> D2CError:
+    used = plan.config.recipe
+    calmer = [one.name for one in RECIPES.values() if one.lr < used.lr and one.objective == used.objective]
+    ways = ["--precision fp32"] if plan.identity["precision"] != "fp32" else []
+    ways += [f"--recipe {calmer[0]}, which learns more slowly"] if calmer else []
+    return D2CError(
+        "training diverged: the loss is not a number",
+        where=plan.config.out,
+        found=f"step {step}",
+        hint=f"try {', or '.join([*ways, 'a larger --batch-size'])}; with another --out, or with --overwrite",
+    )

@@ -19,6 +19,7 @@ from torch import Tensor
 from d2c.encoders import (
     UNREADABLE,
     EncoderInfo,
+    checked_tokens,
     first_line,
     from_hub,
     frozen,
@@ -27,8 +28,8 @@ from d2c.encoders import (
     weights_digest,
 )
 from d2c.errors import D2CError
-from d2c.latents import LatentCodec, to_model
-from d2c.sit import ModelSpec
+from d2c.latents import LatentCodec
+from d2c.scorer_tokens import Scorer, ScorerTokens, scorer_point
 
 DINOV2 = "vit_base_patch14_dinov2.lvd142m"
 """What the paper attached (section 3.3): ViT-B/14, 256 tokens of 768 at 224 px."""
@@ -54,20 +55,6 @@ class VisionEncoder(Protocol):
         ...
 
 
-class Scorer(Protocol):
-    """What `ScorerTokens` needs of a scorer; `d2c.scorers.Denoiser` has it."""
-
-    @property
-    def spec(self) -> ModelSpec: ...
-
-    @property
-    def origin(self) -> dict[str, str]: ...
-
-    def hidden(self, latents: Tensor, t: Tensor, labels: Tensor, depth: int, noise: Tensor) -> Tensor:
-        """Latents [N, C, H, W], times [N] in [0, 1] (1 = noise), labels [N], noise [N, C, H, W] -> [N, T, width]."""
-        ...
-
-
 def open_vision(
     name: str,
     grid: int,
@@ -88,7 +75,7 @@ def open_vision(
     """
     family, _, rest = name.partition(":")
     if family == "scorer" and scorer is not None and codec is not None:
-        depth, timestep = _scorer_point(rest)
+        depth, timestep = scorer_point(rest)
         return ScorerTokens(scorer, codec, grid, device, depth=depth, timestep=timestep, seed=seed)
     if name == "dinov2":
         return TimmTokens(DINOV2, None, grid, device)
@@ -158,7 +145,7 @@ class TimmTokens:
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.uint8], labels: NDArray[Any]) -> NDArray[np.float16]:
         images = _prepare(pixels, self.info, self._device)
-        return _checked(self._model.forward_features(images)[:, self._prefix :], self.info)
+        return checked_tokens(self._model.forward_features(images)[:, self._prefix :], self.info)
 
 
 class OpenClipTokens:
@@ -207,79 +194,7 @@ class OpenClipTokens:
             intermediates_only=True,
             output_fmt="NLC",
         )
-        return _checked(features["image_intermediates"][-1], self.info)
-
-
-class ScorerTokens:
-    """The scorer's own tokens after block ``depth`` at time ``timestep``: in-domain, and no download.
-
-    Without ``depth`` it is the block that a model of the scorer's size is aligned at (REPA: 8 of L and XL, 4 of S, B).
-
-    Every image meets the same noise, drawn from ``seed``, so tokens depend on neither batch nor order.
-    """
-
-    def __init__(
-        self,
-        scorer: Scorer,
-        codec: LatentCodec,
-        grid: int,
-        device: torch.device,
-        *,
-        depth: int | None = None,
-        timestep: float = 0.25,
-        seed: int = 0,
-    ) -> None:
-        model, spec = scorer.spec, codec.spec
-        depth = model.align_depth if depth is None else depth
-        if model.grid != grid:
-            raise D2CError(
-                "the scorer's tokens lie on another grid than the model's",
-                found=f"{model.grid} x {model.grid}",
-                expected=f"{grid} x {grid}",
-                hint="train a model with that grid, or attach --vision dinov2",
-            )
-        if not 1 <= depth <= model.depth or not 0 <= timestep <= 1:
-            raise D2CError(
-                "the scorer has no such block or time",
-                found=f"scorer:{depth}@{timestep}",
-                expected=f"a block 1..{model.depth} and a time in [0, 1] (1 = noise)",
-            )
-        self._scorer, self._codec, self._device = scorer, codec, device
-        self._depth, self._timestep = depth, timestep
-        generator = torch.Generator().manual_seed(seed)
-        self._noise = torch.randn(1, spec.channels, spec.size, spec.size, generator=generator).to(device)
-        self.info = EncoderInfo(
-            name="scorer",
-            source=f"{scorer.origin.get('kind', 'scorer')}: {model.name}",
-            revision="",
-            weights_xxh3=scorer.origin.get("weights_xxh3", ""),
-            dim=model.width,
-            tokens=grid * grid,
-            layer=f"block {depth}",
-            grid=grid,
-            input_px=spec.pixels,
-            resize="none",
-            view="orig",
-            settings=(("codec", spec.codec), ("depth", depth), ("seed", seed), ("timestep", timestep)),
-        )
-
-    @torch.inference_mode()
-    def encode(self, pixels: NDArray[np.uint8], labels: NDArray[Any]) -> NDArray[np.float16]:
-        raw = torch.from_numpy(self._codec.encode(pixels)).to(self._device)
-        latents = to_model(raw, self._codec.spec)  # [N, C, H, W]
-        times = torch.full((len(latents),), self._timestep, device=self._device)
-        classes = torch.from_numpy(np.asarray(labels, np.int64)).to(self._device)
-        hidden = self._scorer.hidden(latents, times, classes, self._depth, self._noise.expand_as(latents))
-        return _checked(hidden, self.info)
-
-
-def _scorer_point(text: str) -> tuple[int | None, float]:
-    """``BLOCK@TIME`` -> block and time; without a block REPA's alignment depth, without a time 0.25."""
-    block, _, time = text.partition("@")
-    try:
-        return int(block) if block else None, float(time) if time else 0.25
-    except ValueError as error:
-        raise D2CError(f"scorer:{text} names no block and time", expected="scorer:8@0.25") from error
+        return checked_tokens(features["image_intermediates"][-1], self.info)
 
 
 def _timm_weights(name: str, file: Path | None, hint: str) -> Path:
@@ -327,24 +242,3 @@ def _prepare(pixels: NDArray[np.uint8], info: EncoderInfo, device: torch.device)
     if side is None or images.shape[-1] == side:
         return images
     return F.interpolate(images, size=(side, side), mode="bicubic", align_corners=False)
-
-
-def _checked(tokens: Tensor, info: EncoderInfo) -> NDArray[np.float16]:
-    """Tokens [N, T, D] as float16, where they are what ``info`` promises."""
-    if tuple(tokens.shape[1:]) != (info.tokens, info.dim):
-        raise D2CError(
-            "the encoder made another number of tokens than the grid has",
-            where=info.name,
-            found=list(tokens.shape[1:]),
-            expected=[info.tokens, info.dim],
-            hint="--vision dinov2",
-        )
-    half = tokens.to(torch.float16)
-    if not torch.isfinite(half).all():
-        raise D2CError(
-            "the vision encoder gave tokens that are NaN or too large for float16",
-            where=f"{info.name} ({info.source})",
-            hint="check the weights file, or encode in float32: --precision fp32",
-        )
-    values: NDArray[np.float16] = half.cpu().numpy()
-    return values

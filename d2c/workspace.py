@@ -12,14 +12,16 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from d2c.config import differences
 from d2c.errors import D2CError
+from formats.errors import IntegrityError
 from formats.files import read_json, remove_tree, write_json
 from formats.hashing import xxh3_file, xxh3_json
+from formats.lock import WriterLock
 
 RECORD, BEGUN, COST = "stage.json", "begun.json", "cost.jsonl"
 SCORES, BAD_FILES, CLASSES = "scores.parquet", "bad_files.parquet", "classes.json"
@@ -76,6 +78,25 @@ class Stage:
             raise D2CError(f"there are no finished {self.kind} here yet", where=self.path, hint=f"run: {command}")
         return record
 
+    def output(self, name: str) -> Path:
+        """The path of an output, its bytes compared with the record.
+
+        Raises:
+            IntegrityError: they changed since the stage finished.
+        """
+        record = self.require("the command that makes it")
+        path, expected = self.path / name, record.outputs[name]
+        found = xxh3_file(path) if path.exists() else "no such file"
+        if found != expected:
+            raise IntegrityError(
+                "a file in the workspace changed since its stage finished",
+                where=path,
+                found=found,
+                expected=expected,
+                hint=f"delete {self.path} and run the same command again",
+            )
+        return path
+
     def stale(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> list[str]:
         """Why the stage must run: empty when it is finished, was asked the same, and its files are all there."""
         record = self.record()
@@ -95,10 +116,34 @@ class Stage:
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self.path / BEGUN, self._asked(config, inputs))
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing this stage at the same time.
+
+        Raises:
+            FormatError: one does already.
+        """
+        lock = self.lock()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def lock(self) -> WriterLock:
+        """The same, for callers that cannot hold a block open: release it when done. A kill releases it too."""
+        return WriterLock(self.path.with_name(f"{self.path.name}.lock"))
+
+    def refresh(self, **summary: Any) -> None:
+        """Bring facts up to date that are not outputs, such as where the source lies now."""
+        record = self.record()
+        if record is not None and any(record.summary.get(name) != value for name, value in summary.items()):
+            write_json(self.path / RECORD, asdict(replace(record, summary={**record.summary, **summary})))
+
     def spend(self, seconds: float, **what: Any) -> None:
         """Note ``seconds`` of one worker's time. Appended as one short line, so that workers may share the file."""
         with (self.path / COST).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"seconds": round(seconds, 3), **what}) + "\n")
+            # The newline comes first, so that a line torn by a full disk spoils no other.
+            stream.write("\n" + json.dumps({"seconds": round(seconds, 3), **what}))
 
     @contextmanager
     def spending(self, **what: Any) -> Iterator[None]:
@@ -111,7 +156,7 @@ class Stage:
         """Seconds of work so far, summed over workers and interrupted runs; a torn last line is left out."""
         path = self.path / COST
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return float(sum(json.loads(line)["seconds"] for line in lines if line.endswith("}")))
+        return float(sum(json.loads(line)["seconds"] for line in lines if line.startswith("{") and line.endswith("}")))
 
     def finish(self, outputs: Sequence[str], summary: Mapping[str, Any], *, device: str) -> Record:
         """Write the record, last of all."""

@@ -28,10 +28,10 @@ class WriterLock:
                 holder = os.pread(descriptor, 20, 0).decode("ascii", "replace")
                 os.close(descriptor)
                 raise FormatError(
-                    "another process is writing this artifact",
+                    "another process is writing here",
                     where=path,
                     found=f"held by process {holder or 'unknown'}",
-                    hint="wait until it is done, or choose another output folder",
+                    hint="wait until it is done, or write somewhere else",
                 ) from error
             if self._current(descriptor):
                 os.ftruncate(descriptor, 0)

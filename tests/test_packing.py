@@ -12,7 +12,7 @@ from conftest import pack_request
 from killing import run_and_kill
 from PIL import Image
 
-from d2c import packing, pipeline, selection
+from d2c import attachment, packing, pipeline, selection
 from d2c.errors import D2CError, UsageError
 from d2c.images import center_crop, decode
 from d2c.latents import LatentSpec, open_codec
@@ -20,7 +20,7 @@ from d2c.progress import Progress
 from d2c.selection import SelectionConfig
 from d2c.vision import open_vision
 from d2c.workspace import Workspace
-from formats import open_artifact
+from formats import FormatError, IntegrityError, open_artifact
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -185,9 +185,71 @@ def test_a_folder_of_something_else_is_never_replaced(workspace: Path, tmp_path:
     assert (tmp_path / "shards" / "thesis.tex").exists()
 
 
-def test_a_grid_that_the_scorer_does_not_have_is_refused(workspace: Path, tmp_path: Path) -> None:
-    with pytest.raises(D2CError, match="another grid"):
-        pipeline.pack(pack_request(workspace, tmp_path / "shards", per_class=2, grid=2))
+def test_scorer_tokens_are_resampled_to_the_grid_that_is_asked_for_and_the_manifest_says_so(
+    workspace: Path, tmp_path: Path, packed: Path
+) -> None:
+    pipeline.pack(pack_request(workspace, tmp_path / "shards", per_class=4, grid=2))
+    coarse, fine = open_artifact(tmp_path / "shards"), open_artifact(packed)
+    vision = coarse.manifest["encoders"]["vision"]
+    assert (vision["grid"], vision["resize"]) == (2, "tokens, bilinear, from 4 x 4")
+    row = fine.keys.index(coarse.keys[0])
+    small, large = coarse.array(0, "scorer").astype(float), fine.array(row, "scorer").astype(float)
+    assert small.shape == (4, 96)
+    # A coarse token is a blend of its neighbourhood: on average all say the same.
+    np.testing.assert_allclose(small.mean(0), large.mean(0), atol=0.1)
+
+
+def test_a_workspace_and_its_source_may_move(workspace: Path, tmp_path: Path, packed: Path) -> None:
+    moved = workspace.rename(tmp_path / "elsewhere")
+    pipeline.pack(pack_request(moved, tmp_path / "shards", per_class=4))
+    assert contents(tmp_path / "shards") == contents(packed)
+
+
+def test_an_attachment_that_was_damaged_in_the_workspace_is_not_packed(workspace: Path, tmp_path: Path) -> None:
+    chosen, _ = pipeline.select(SelectionConfig(workspace=workspace, per_class=4))
+    request = pack_request(workspace, tmp_path / "shards")
+    pipeline.attach(request, chosen.name)
+    part = next((workspace / "attachments" / chosen.name).glob("*/parts/*.npy"))
+    data = bytearray(part.read_bytes())
+    data[-3] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(IntegrityError, match="changed since its stage finished"):
+        pipeline.pack(request)
+
+
+def test_an_artifact_with_a_missing_shard_is_packed_again(workspace: Path, tmp_path: Path, packed: Path) -> None:
+    request = pack_request(workspace, tmp_path / "shards", per_class=4)
+    pipeline.pack(request)
+    next((tmp_path / "shards" / "shards").glob("*.tar")).unlink()
+    assert ran(pipeline.pack(request)[1]) == ["pack"]
+    assert contents(tmp_path / "shards") == contents(packed)
+
+
+def test_leaving_attachments_out_of_one_artifact_does_not_leave_them_out_of_the_next(
+    workspace: Path, tmp_path: Path
+) -> None:
+    pipeline.pack(pack_request(workspace, tmp_path / "plain", per_class=4, text="none", vision="none"))
+    pipeline.pack(pack_request(workspace, tmp_path / "rich", per_class=4))
+    assert open_artifact(tmp_path / "rich").manifest["encoders"]["vision"] is not None
+
+
+def test_what_attach_attached_is_what_pack_packs(workspace: Path, tmp_path: Path) -> None:
+    chosen, _ = pipeline.select(SelectionConfig(workspace=workspace, per_class=4))
+    pipeline.attach(pack_request(workspace, tmp_path / "x", vision="none"), chosen.name)
+    pipeline.pack(pack_request(workspace, tmp_path / "shards"))
+    encoders = open_artifact(tmp_path / "shards").manifest["encoders"]
+    assert encoders["vision"] is None
+    assert encoders["text"]["name"] == "hashed"
+
+
+def test_two_packs_into_one_workspace_do_not_mix(workspace: Path, tmp_path: Path) -> None:
+    request = pack_request(workspace, tmp_path / "shards", per_class=4)
+    chosen, _ = pipeline.select(SelectionConfig(workspace=workspace, per_class=4))
+    plan = attachment.plan(pipeline.attachment_config(request, chosen.name))
+    assert plan.vision is not None
+    with plan.vision.locked(), pytest.raises(FormatError, match="another process is writing here"):
+        pipeline.pack(request)
+    pipeline.pack(request)
 
 
 def test_a_full_disk_is_said_and_loses_nothing(

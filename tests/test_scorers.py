@@ -236,7 +236,7 @@ def test_one_number_stands_for_every_time() -> None:
     assert torch.equal(
         denoiser.loss(latents, noise, 0.3, labels), denoiser.loss(latents, noise, torch.full((3,), 0.3), labels)
     )
-    assert denoiser.hidden(latents, 0.3, labels, 1, noise).shape == (3, 16, 128)
+    assert denoiser.hidden(latents, 0.3, labels, 1, noise).shape == (3, 16, 96)
 
 
 def test_a_name_that_tells_nothing_asks_for_the_objective(tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ from d2c import scoring
 from d2c.batches import load
 from d2c.errors import D2CError
 from d2c.estimator import noise_of, timesteps_of
+from d2c.picks import class_indices
 from d2c.progress import Progress
 from d2c.scorers import load_denoiser
 from d2c.scoring import ScoringConfig
 from d2c.sources import open_source
 from d2c.workspace import BAD_FILES, SCORES
-from formats.files import read_table
+from formats.files import read_table, write_json
 
 
 def config(folder: Path, workspace: Path, scorer: Path, **options: Any) -> ScoringConfig:
@@ -131,6 +132,30 @@ def test_a_scorer_of_another_class_list_or_shape_is_refused(tmp_path: Path, imag
         score(config(fewer, tmp_path / "a", scorer))
     with pytest.raises(D2CError, match=r"another shape(.|\n)*--size"):
         score(config(image_folder, tmp_path / "b", scorer, size=16))
+
+
+def test_a_run_of_ours_knows_its_classes_by_name_and_not_by_number(
+    tmp_path: Path, image_folder: Path, scorer: Path
+) -> None:
+    source = open_source(image_folder)
+    named = Path(shutil.copytree(scorer, tmp_path / "run"))
+    order = [{"source_id": name} for name in ("sea lion", "cat", "dog")]
+    write_json(named / "run.json", {"classes": order})
+    assert class_indices(source, load_denoiser(str(named))).tolist() == [1, 2, 0]
+    write_json(named / "run.json", {"classes": [*order[:2], {"source_id": "wolf"}]})
+    with pytest.raises(D2CError, match=r"unknown: dog(.|\n)*--scorer train"):
+        score(config(image_folder, tmp_path / "ws", named))
+
+
+def test_a_source_that_moved_is_found_again_without_scoring_it_again(
+    tmp_path: Path, image_folder: Path, scorer: Path
+) -> None:
+    before = Path(shutil.copytree(image_folder, tmp_path / "before"))
+    score(config(before, tmp_path / "ws", scorer))
+    after = before.rename(tmp_path / "after")
+    plan = scoring.plan(config(after, tmp_path / "ws", scorer))
+    assert plan.reasons == []
+    assert scoring.run(plan).record.summary["source"]["path"] == str(after)
 
 
 def test_a_missing_scorer_names_the_ways_out(tmp_path: Path, image_folder: Path) -> None:

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from d2c import selection
 from d2c.errors import UsageError
 from d2c.selection import SelectionConfig, budget_per_class, interval_ranks, select
+from formats.files import read_json, write_json
 
 
 def config(**options: Any) -> SelectionConfig:
@@ -124,6 +126,21 @@ def test_a_budget_that_makes_no_sense_is_a_usage_error(options: dict[str, float]
 
 
 def test_different_selections_have_different_names() -> None:
-    configs = [config(ratio=0.1), config(ratio=0.1, interval=5), config(ratio=0.1, seed=1)]
-    assert len({one.name for one in configs}) == 3
+    configs = [config(ratio=0.1), config(ratio=0.1, interval=5), config(ratio=0.2), config(ratio=0.1, method="random")]
+    assert len({one.name for one in configs}) == 4
     assert configs[0].name == config(ratio=0.1).name
+
+
+def test_a_seed_names_another_selection_only_where_it_chooses_one() -> None:
+    assert config(ratio=0.1).name == config(ratio=0.1, seed=1).name
+    assert config(ratio=0.1, method="random").name != config(ratio=0.1, method="random", seed=1).name
+
+
+def test_two_classes_of_one_name_are_two_classes(workspace: Path) -> None:
+    # ImageNet has two cranes and two maillots.
+    record = read_json(workspace / "scores" / "stage.json")
+    for row in record["summary"]["classes"]:
+        row["name"] = "crane"
+    write_json(workspace / "scores" / "stage.json", record)
+    plan = selection.plan(SelectionConfig(workspace=workspace, ratio=12 / 95))
+    assert (plan.classes, plan.per_class, plan.images) == (3, 4, 12)

@@ -263,7 +263,7 @@ def test_scorer_tokens_of_a_real_model() -> None:
     images = pixels(8)
     encoder = open_vision("scorer:1", 4, CPU, scorer=denoiser, codec=RgbCodec(8))
     tokens = encoder.encode(images, NO_LABELS)
-    assert tokens.shape == (2, 16, 128)
+    assert tokens.shape == (2, 16, 96)
     other = images.copy()
     other[:, 6:, :2] ^= 255
     assert farthest_cell(encoder.encode(other, NO_LABELS), tokens, 4) == (3, 0)
@@ -277,6 +277,15 @@ def test_scorer_without_a_block_takes_the_alignment_depth_and_names_its_weights(
     assert encoder.info.weights_xxh3 == "ab" * 16
 
 
-def test_scorer_on_another_grid_is_refused() -> None:
-    with pytest.raises(D2CError, match="another grid"):
-        open_vision("scorer", 16, CPU, scorer=Patches(), codec=RgbCodec(4))
+def test_scorer_tokens_on_another_grid_keep_their_places() -> None:
+    torch.manual_seed(0)
+    spec = model_spec("sit-tiny/2", input_size=8, channels=3, num_classes=6)
+    denoiser = Denoiser(SiT(spec).eval(), objective_for(spec.objective), spec, {"kind": "run"})
+    encoder = open_vision("scorer:1", 8, CPU, scorer=denoiser, codec=RgbCodec(8))
+    images = pixels(8)
+    tokens = encoder.encode(images, NO_LABELS)
+    assert tokens.shape == (2, 64, 96)
+    assert encoder.info.resize == "tokens, bilinear, from 4 x 4"
+    other = images.copy()
+    other[:, 6:, :2] ^= 255
+    assert farthest_cell(encoder.encode(other, NO_LABELS), tokens, 8) == (7, 0)

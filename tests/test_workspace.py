@@ -70,8 +70,10 @@ def test_seconds_add_up_over_interrupted_runs_and_a_torn_line_is_left_out(tmp_pa
     stage.begin(CONFIG, INPUTS)
     stage.spend(2.0, part=1)
     with (stage.path / "cost.jsonl").open("a") as stream:
-        stream.write('{"seconds": 9')
+        stream.write('\n{"seconds": 9')  # as a full disk leaves it
     assert stage.spent() == 3.5
+    stage.spend(1.0, part=2)
+    assert stage.spent() == 4.5
 
 
 def test_a_missing_stage_names_the_command_and_a_newer_one_the_upgrade(tmp_path: Path) -> None:
