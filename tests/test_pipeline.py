@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import pack_request
 from PIL import Image
 
-from d2c import pipeline
+from d2c import generation, pipeline, training
 from d2c.choices import PAPER_SCORER, choose_codec, choose_scorer, choose_scorer_model
 from d2c.errors import D2CError
 from d2c.pipeline import ScoreRequest
 from d2c.progress import Silent
+from d2c.recipe import recipe
 from d2c.sit import model_spec
 from d2c.sources import Source, open_source
 from formats import open_artifact, verify
@@ -138,3 +140,61 @@ def test_greyscale_palette_cmyk_rotated_and_16_bit_images_are_scored_like_the_re
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(folder / "deep.png")
     result, _ = pipeline.score(request(tmp_path / "pics", tmp_path / "ws"))
     assert (result.record.summary["images"], result.record.summary["bad_files"]) == (7, 0)
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VAE with random weights, saved by diffusers: 16 px become 8 x 8 latents of 4 channels."""
+    import diffusers
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        untyped: Any = diffusers
+        model = untyped.AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
+            up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+        )
+    folder = tmp_path_factory.mktemp("vae") / "small-vae"
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_images_go_through_a_vae_to_a_trained_and_sampled_model(tmp_path: Path, vae: Path) -> None:
+    images(tmp_path / "pics", ["a", "b"], 20, count=8)
+    options = {"codec": str(vae), "size": 16, "scorer_model": "sit-tiny/2"}
+    pipeline.score(request(tmp_path / "pics", tmp_path / "ws", **options))
+    packed = pack_request(tmp_path / "ws", tmp_path / "shards", per_class=3, text="hashed", vision="scorer")
+    pipeline.pack(packed)
+    artifact = open_artifact(tmp_path / "shards")
+    assert artifact.array(0, "latent").shape == (2, 4, 8, 8)
+    assert (artifact.array(0, "latent")[1] > 0).all()  # standard deviations, not logarithms
+    assert str(vae.parent) not in (tmp_path / "shards" / "manifest.json").read_text()
+    config = training.TrainingConfig(
+        artifact=tmp_path / "shards",
+        out=tmp_path / "run",
+        model="sit-tiny/2",
+        recipe=recipe("small", steps=2, batch_size=3),
+        device="cpu",
+    )
+    training.run(training.plan(config))
+    sampled = generation.GenerationConfig(
+        run=tmp_path / "run", out=tmp_path / "out", count=2, codec=str(vae), device="cpu", npz=True
+    )
+    result = generation.run(generation.plan(sampled))
+    with np.load(result.path / generation.ARRAYS) as arrays:
+        assert arrays["arr_0"].shape == (2, 16, 16, 3)
+
+
+def test_another_vae_than_the_one_scored_with_is_not_packed(tmp_path: Path, vae: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    images(tmp_path / "pics", ["a", "b"], 20, count=4)
+    own = Path(shutil.copytree(vae, tmp_path / "vae"))
+    options = {"codec": str(own), "size": 16, "scorer_model": "sit-tiny/2"}
+    pipeline.score(request(tmp_path / "pics", tmp_path / "ws", **options))
+    weights = own / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor * 1.01 for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(D2CError, match="not the one that the images were scored with"):
+        pipeline.pack(pack_request(tmp_path / "ws", tmp_path / "shards", per_class=2, text="none", vision="none"))
