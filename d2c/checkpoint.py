@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from d2c.ema import Ema
 from d2c.errors import D2CError
 from formats.files import atomic
 
@@ -29,6 +30,44 @@ class State:
     step: int
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that changes from step to step; an enabled ``scaler`` means fp16."""
+
+    model: nn.Module
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+    def state(self, step: int, facts: Mapping[str, Any]) -> State:
+        """The state after ``step`` steps. The optimizer's hyperparameters are the recipe's and not part of it."""
+        optimizer = {
+            f"{index}.{name}": value
+            for index, values in self.optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+        tensors = {
+            **prefixed(self.model.state_dict(), "model"),
+            **prefixed(self.ema.state_dict(), "ema"),
+            **prefixed(optimizer, "opt"),
+        }
+        scaler = {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
+        return State(step, tensors, {**facts, **scaler})
+
+    def load(self, state: State) -> None:
+        """The inverse of `state`."""
+        self.model.load_state_dict(under(state.tensors, "model"))
+        self.ema.load_state_dict(under(state.tensors, "ema"))
+        values = self.optimizer.state_dict()
+        values["state"] = {}
+        for name, tensor in under(state.tensors, "opt").items():
+            index, field = name.split(".")
+            values["state"].setdefault(int(index), {})[field] = tensor
+        self.optimizer.load_state_dict(values)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state.facts["scaler"])
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
@@ -66,6 +105,12 @@ def save(folder: Path, state: State, keep: int = 2) -> Path:
     return path
 
 
+def newest_step(folder: Path) -> int:
+    """The step of the newest state, which is not read; 0 where there is none."""
+    files = _all(folder)
+    return int(files[-1].stem) if files else 0
+
+
 def latest(folder: Path, device: torch.device | str = "cpu") -> State | None:
     """The newest state, or None where there is none."""
     files = _all(folder)
@@ -73,6 +118,18 @@ def latest(folder: Path, device: torch.device | str = "cpu") -> State | None:
         return None
     tensors, facts = load_tensors(files[-1], device)
     return State(int(facts["step"]), tensors, facts)
+
+
+def resume(folder: Path, parts: Parts) -> int:
+    """Load the newest state into ``parts``, where there is one, and return its step, else 0.
+
+    Nothing keeps the state alive afterwards: it is as large as the weights, averages and moments together.
+    """
+    state = latest(folder)
+    if state is None:
+        return 0
+    parts.load(state)
+    return state.step
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

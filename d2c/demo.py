@@ -6,6 +6,7 @@ seeds each: the condensed and enriched artifact, and a random subset of the same
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,11 @@ class DemoConfig:
     device: str = "cpu"
     seed: int = 0
 
+    @property
+    def run_seeds(self) -> range:
+        """The seeds of each arm's runs."""
+        return range(self.seed, self.seed + self.seeds)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -70,10 +76,31 @@ class _Demo:
     def out(self) -> Path:
         return self.config.out
 
-    def command(self, line: str) -> None:
-        """Tell the newcomer what to type for the same step on own data."""
+    def command(self, *words: object) -> None:
+        """Tell the newcomer what to type for the same step; the line does just what follows."""
+        line = shlex.join(["d2c", *map(str, words)])
         self.commands.append(line)
         self.progress.say(f"$ {line}")
+
+    @property
+    def place(self) -> list[object]:
+        """The options that say where."""
+        return ["--workspace", self.out / "workspace", "--device", self.config.device]
+
+
+def plan(config: DemoConfig) -> dict[str, Any]:
+    """What `run` would do: number of training runs, and each path it writes, whether that exists, and what it is."""
+    runs = [(arm, seed) for seed in config.run_seeds for arm in ARMS]
+    measured = f"{config.steps} steps of {MODEL}, measured with {config.samples} images"
+    writes = {
+        config.out / "digits": "1,797 digits as PNG, a folder a class",
+        config.out / "workspace": f"a scorer of {config.scorer_steps} steps, scores, selections, attachments",
+        **{_shards(config, *run): f"an artifact, {ARMS[run[0]]}" for run in runs},
+        **{_run_folder(config, *run): measured for run in runs},
+        config.out / "report.html": "the report, with picks.png",
+    }
+    rows = [{"path": str(path), "exists": path.exists(), "what": what} for path, what in writes.items()]
+    return {"runs": len(runs), "writes": rows}
 
 
 def run(config: DemoConfig, progress: Progress | None = None) -> Result:
@@ -81,24 +108,18 @@ def run(config: DemoConfig, progress: Progress | None = None) -> Result:
     start = time.perf_counter()
     demo = _Demo(config, progress or Silent())
     write_digits(config.out / "digits")
-    common = f"--workspace {config.out}/workspace --device {config.device}"
-    demo.command(f"d2c score {config.out}/digits --scorer-steps {config.scorer_steps} {common}")
-    workspace = config.out / "workspace"
-    pipeline.score(
-        ScoreRequest(
-            source=config.out / "digits",
-            workspace=workspace,
-            scorer_steps=config.scorer_steps,
-            device=config.device,
-            seed=config.seed,
-        ),
-        demo.progress,
+    source = config.out / "digits"
+    demo.command("score", source, "--scorer-steps", config.scorer_steps, *_seed(config.seed), *demo.place)
+    workspace, steps = config.out / "workspace", config.scorer_steps
+    request = ScoreRequest(
+        source=source, workspace=workspace, scorer_steps=steps, device=config.device, seed=config.seed
     )
+    pipeline.score(request, demo.progress)
     rows = []
-    for seed in range(config.seed, config.seed + config.seeds):
+    for seed in config.run_seeds:
         for arm in ARMS:
-            shards = _pack(demo, arm, seed, common)
-            rows.append(_train_and_measure(demo, arm, seed, shards, common))
+            shards = _pack(demo, arm, seed)
+            rows.append(_train_and_measure(demo, arm, seed, shards))
     page, space = _write_report(demo, rows)
     return Result(
         report=page,
@@ -123,11 +144,19 @@ def write_digits(folder: Path) -> None:
             save_png(Image.fromarray(np.round(image * 255 / 16).astype(np.uint8)), path)
 
 
-def _pack(demo: _Demo, arm: str, seed: int, common: str) -> Path:
+def _shards(config: DemoConfig, arm: str, seed: int) -> Path:
+    # The condensed set has no randomness to repeat; each random draw is another subset.
+    return config.out / ("shards" if arm == "condensed" else f"shards-random-{seed}")
+
+
+def _seed(seed: int) -> list[object]:
+    return ["--seed", seed] if seed else []
+
+
+def _pack(demo: _Demo, arm: str, seed: int) -> Path:
     config = demo.config
     condensed = arm == "condensed"
-    # The condensed set has no randomness to repeat; each random draw is another subset.
-    shards = config.out / ("shards" if condensed else f"shards-random-{seed}")
+    shards = _shards(config, arm, seed)
     request = PackRequest(
         workspace=config.out / "workspace",
         out=shards,
@@ -140,10 +169,11 @@ def _pack(demo: _Demo, arm: str, seed: int, common: str) -> Path:
         device=config.device,
     )
     if not condensed or seed == config.seed:
-        extra = "" if condensed else f" --method random --text none --vision none --seed {seed}"
-        demo.command(f"d2c pack --ratio {RATIO}{extra} --licence BSD-3-Clause --out {shards} {common}")
+        other = [] if condensed else ["--method", "random", "--text", "none", "--vision", "none"]
+        where = ["--licence", request.licence, "--out", shards, *_seed(request.seed), *demo.place]
+        demo.command("pack", "--ratio", RATIO, *other, *where)
         pipeline.pack(request, demo.progress)
-        demo.command(f"d2c verify {shards}")
+        demo.command("verify", shards, "--level", "deep")
         found = verify(shards, "deep")
         if not found.ok:
             raise D2CError("the demo's artifact does not verify", where=shards, found=found.faults[0])
@@ -154,28 +184,19 @@ def _run_folder(config: DemoConfig, arm: str, seed: int) -> Path:
     return config.out / "runs" / f"{arm}-{seed}"
 
 
-def _train_and_measure(demo: _Demo, arm: str, seed: int, shards: Path, common: str) -> dict[str, Any]:
+def _train_and_measure(demo: _Demo, arm: str, seed: int, shards: Path) -> dict[str, Any]:
     config, out = demo.config, _run_folder(demo.config, arm, seed)
-    options = f"--model {MODEL} --recipe {RECIPE} --steps {config.steps} --seed {seed} --device {config.device}"
-    demo.command(f"d2c train {shards} {options} --out {out}")
-    numbers = recipe(RECIPE, steps=config.steps)
-    plan = training.plan(
-        training.TrainingConfig(artifact=shards, out=out, model=MODEL, recipe=numbers, seed=seed, device=config.device)
+    numbers = ["--model", MODEL, "--recipe", RECIPE, "--steps", config.steps, *_seed(seed)]
+    demo.command("train", shards, *numbers, "--device", config.device, "--out", out)
+    asked = recipe(RECIPE, steps=config.steps)
+    settings = training.TrainingConfig(
+        artifact=shards, out=out, model=MODEL, recipe=asked, seed=seed, device=config.device
     )
-    trained = training.run(plan, demo.progress)
-    demo.command(f"d2c fid {out} --samples {config.samples} --sampling-steps 20 {common}")
-    measured = fid.run(
-        fid.plan(
-            fid.FidConfig(
-                run=out,
-                workspace=config.out / "workspace",
-                samples=config.samples,
-                sampler=SamplerConfig(steps=20),
-                device=config.device,
-            )
-        ),
-        demo.progress,
-    )
+    trained = training.run(training.plan(settings), demo.progress)
+    sampler, workspace = SamplerConfig(steps=20), config.out / "workspace"
+    demo.command("fid", out, "--samples", config.samples, "--sampling-steps", sampler.steps, *demo.place)
+    wanted = fid.FidConfig(run=out, workspace=workspace, samples=config.samples, sampler=sampler, device=config.device)
+    measured = fid.run(fid.plan(wanted), demo.progress)
     row = measured.report["rows"][0]
     return {
         "arm": arm,
@@ -214,6 +235,8 @@ def _values(rows: list[dict[str, Any]], arm: str, name: str) -> np.ndarray[Any, 
 
 
 def _spread(values: np.ndarray[Any, Any], digits: int = 3) -> str:
+    if not np.isfinite(values).all():
+        return "-"
     spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
     return f"{values.mean():.{digits}f}{spread}"
 
@@ -250,7 +273,7 @@ def _results(rows: list[dict[str, Any]], space: str) -> str:
 
 def _anchors(measured: dict[str, Any], space: str) -> str:
     body = [
-        [row["name"], f"{row['n']:,}", f"{row['distance']:.3f}", f"{row['class_distance']:.3f}"]
+        [row["name"], f"{row['n']:,}", *(_spread(_column([row], name)) for name in ("distance", "class_distance"))]
         for row in measured["rows"]
     ]
     caption = "How to read it: replay scores the condensed set itself; random real and real are real images"
@@ -314,4 +337,4 @@ def _samples(config: DemoConfig) -> str:
 def _costs(measured: dict[str, Any]) -> str:
     costs = measured["costs"]
     body = [[name, f"{value:.1f}"] for name, value in costs.items() if isinstance(value, int | float)]
-    return report.table(f"Seconds of one worker, {costs['device']}, condensed arm, seed 0", ["stage", "seconds"], body)
+    return report.table(f"Seconds of one worker, {costs['device']}, first condensed run", ["stage", "seconds"], body)

@@ -1,48 +1,49 @@
 """Measure a run honestly: its distance to the real images, beside what no model is needed for, and a copy check.
 
 The distance is called FID only in the space of the published Inception weights. Rows without a model tell how to read
-it: *replay* is the condensed set itself scored as if it had been generated; *random real* are random real images, as
-many as the condensed set has; *real* is the floor, unseen real images, as many as were generated.
+it. *replay* is the condensed set itself, scored as if it had been generated; *random real* are as many images drawn at
+random from the scored source, which lie in the reference as often as those of the condensed set do. *real* is the
+floor: real images that the run was not trained on, as many as were generated or a fifth of all there are, whichever is
+less, measured against the reference without them. A row's ``reference_n`` and ``in_reference`` say how many real
+images it was compared with and how many of these are its own.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from d2c import batches, metrics, runtime
+from d2c import runtime
 from d2c.config import execution, identity
 from d2c.errors import D2CError, UsageError
-from d2c.features import FeatureSpace, distance_name
+from d2c.features import distance_name
 from d2c.generator import Generator, balanced_labels, grid, sample_seeds, save_png
-from d2c.judge import open_space, scored_rows
+from d2c.judge import RealImages, Reference, class_numbers, drawn, open_space, scored_rows, scored_source
 from d2c.latents import LatentSpec, to_model
 from d2c.progress import Progress, Silent
-from d2c.runs import Run
+from d2c.runs import COST, Run
 from d2c.sampling import SamplerConfig
-from d2c.seen import Real, Seen, mirrored_flat
+from d2c.seen import Images, Seen, Yardstick, copy_check
 from d2c.sources import Source, open_source
-from d2c.tokens import save_array
 from d2c.workspace import Workspace
 from formats import Artifact, open_artifact
 from formats.files import read_json, write_json
+from formats.hashing import sha256_file
 from formats.schema import LATENT
 
 REPORT, GRID, CLOSEST = "fid.json", "grid.png", "closest.png"
 HELD_OUT = 2_000
 """Unselected real images that calibrate the copy check, at most."""
-PAIRS = 32
-"""Generated images shown beside the training image closest to them."""
 FEWEST = 10
 """Unseen real images below which nothing is calibrated."""
-MANIFOLD = 10_000
-"""Real images in precision, recall and coverage, at most (ADM's reference has as many)."""
+FLOOR = 5
+"""One in so many unseen images, at most, is taken out of the reference to be the floor."""
 Array = np.ndarray[Any, Any]
 
 
@@ -52,7 +53,9 @@ class FidConfig:
 
     run: Path = execution()
     workspace: Path = execution()
-    inception: Path | None = None
+    artifact: Path | None = execution(None)
+    """Where the artifact lies now; None: where it was when the run was trained on it."""
+    inception: Path | None = execution(None)
     reference: Path | None = None
     """Real images to measure against; None: the scored source."""
     reference_images: int = 50_000
@@ -78,6 +81,9 @@ class Plan:
     generator: Generator
     artifact: Artifact
     source: Source
+    """The real images to measure against."""
+    scored: Source
+    """The real images that the condensed set was chosen from."""
     asked: dict[str, Any]
     done: bool
 
@@ -97,27 +103,38 @@ def plan(config: FidConfig) -> Plan:
         D2CError: one of them is missing, or the artifact is not the one that the run was trained on.
     """
     generator = Generator.open(config.run, runtime.resolve_device(config.device), config.codec)
-    artifact = open_artifact(generator.artifact)
-    trained_on = generator.identity["content_id"]
+    lies = config.artifact or generator.artifact
+    artifact, trained_on = open_artifact(lies), generator.identity["content_id"]
     if artifact.content_id != trained_on:
         raise D2CError(
             "the artifact changed since the run was trained on it",
-            where=generator.artifact,
+            where=lies,
             found=artifact.content_id,
             expected=trained_on,
             hint="train on it again, or put the old artifact back",
         )
-    scores = Workspace(config.workspace).scores.require("d2c score DIR")
-    source = open_source(config.reference or Path(scores.summary["source"]["path"]))
+    workspace = Workspace(config.workspace)
+    scored = scored_source(workspace)
+    source = open_source(config.reference) if config.reference else scored
+    weights = config.inception
     asked = {
         **identity(config),
-        "weights_xxh3": generator.denoiser.origin["weights_xxh3"],
-        "scores": scores.digest,
+        **generator.digests(),
+        # By content; a missing file is an error later, and until then unlike every other.
+        "inception": sha256_file(weights) if weights and weights.is_file() else weights and str(weights),
+        "scores": workspace.scores.require("d2c score DIR").digest,
+        "scored": scored.digest,
         "source": source.digest,
     }
-    report = config.run / "fid" / REPORT
-    done = not config.overwrite and report.exists() and read_json(report)["asked"] == asked
-    return Plan(config, generator, artifact, source, asked, done)
+    done = not config.overwrite and _finished(config.run / "fid", asked)
+    return Plan(config, generator, artifact, source, scored, asked, done)
+
+
+def _finished(folder: Path, asked: dict[str, Any]) -> bool:
+    if not (folder / REPORT).exists():
+        return False
+    report = read_json(folder / REPORT)
+    return report["asked"] == asked and all((folder / name).exists() for name in report["files"])
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Result:
@@ -130,41 +147,61 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
 
 
 def _measure(plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]:
-    config, generator, source = plan.config, plan.generator, plan.source
+    config, generator = plan.config, plan.generator
     workspace, size = Workspace(config.workspace), generator.codec.spec.pixels
-    space = open_space(workspace, source, size, config.inception, generator.device, progress)
-    reference, notes = _reference(plan, space, size, progress)
-    drawing = _Drawing(plan, progress)
+    space = open_space(workspace, plan.scored, size, config.inception, generator.device, progress)
+    real = RealImages(plan.source, size, space, class_numbers(plan.source, generator.classes), progress)
+    reference = real.reference(workspace, _rows(plan, "reference", config.reference_images), generator.device)
+    yardstick, drawing = Yardstick.of(reference.images), _Drawing(plan, progress)
     start = time.perf_counter()
     generated = Seen.of(drawing.chunks(), space)
     sampling = round(time.perf_counter() - start, 1)
     save_png(grid(drawing.pixels(range(min(100, config.samples))), 10, side=64), folder / GRID)
     train = Seen.of(_artifact_chunks(plan), space)
-    rows = [_row("generated", generated.real, reference), _row("replay", train.real, reference)]
-    for subset in range(config.subsets):
-        chosen = runtime.rng("random real", config.seed, subset).permutation(len(reference.features))
-        chosen = chosen[: len(train.labels)]
-        part = Real(reference.features[chosen], reference.labels[chosen])
-        rows.append(_row(f"random real {subset + 1}", part, reference))
-    copying = None
-    unseen = _unseen(plan, size, space)
-    if unseen is None:
-        notes.append("Every source image was trained on: no copy check and no floor, for want of unseen real images.")
-    else:
-        floor = slice(0, config.samples)
-        rows.append(_row("real", Real(unseen.features[floor], unseen.labels[floor]), reference))
-        copying, closest, copied = _copying(generated, train, unseen)
+    assert generated is not None
+    assert train is not None
+    infos = [plan.artifact.info(row) for row in range(len(plan.artifact))]
+    contents = np.array([info["source_xxh3"] for info in infos], dtype="U32")
+    rows = [
+        yardstick.row("generated", Images(generated.features, generated.labels)),
+        yardstick.row("replay", Images(train.features, train.labels, contents)),
+        *_random_real(plan, real, reference, yardstick),
+    ]
+    files, copying = [REPORT, GRID], None
+    unseen = _unseen_rows(plan, {info["source_key"] for info in infos})
+    floor = _floor(plan, real, unseen, contents, reference, yardstick)
+    rows += [floor] if floor else []
+    held_out = Seen.of(real.chunks(unseen[:HELD_OUT], set(contents.tolist())), space)
+    if held_out and len(held_out.labels) >= FEWEST:
+        copying, closest, copied = copy_check(generated, train, held_out)
         rows[0]["copy_rate"] = copying["features"]["rate"]
         pairs = np.stack([drawing.pixels(closest), _artifact_pixels(plan, copied)], axis=1)
         save_png(grid(pairs.reshape(-1, *pairs.shape[2:]), 8, side=64), folder / CLOSEST)
+        files.append(CLOSEST)
     return {
         "space": {"name": space.name, "digest": space.digest, "distance": distance_name(space)},
-        "protocol": _protocol(plan, len(reference.features)),
+        "protocol": _protocol(plan, len(reference.images)),
         "rows": rows,
         "copying": copying,
         "costs": _costs(plan, sampling),
-        "notes": notes,
+        "notes": _notes(space.name, real.numbers, floor is not None, copying is not None),
+        "files": files,
     }
+
+
+def _notes(space: str, numbers: Array, floor: bool, copying: bool) -> list[str]:
+    notes = []
+    if space == "classifier":
+        notes.append("Measured in the space of a classifier of this data: not FID, comparable only with its like.")
+    if not np.any(numbers >= 0):
+        notes.append("No class of the reference is one of the run's: no distance class by class.")
+    elif np.any(numbers < 0):
+        notes.append(f"{int(np.sum(numbers < 0))} classes of the reference are not the run's: not in class_distance.")
+    if not copying:
+        notes.append("Too few real images that were not trained on: no copy check.")
+    if not floor:
+        notes.append("Too few real images that were not trained on, or too few others to measure them by: no floor.")
+    return notes
 
 
 @dataclass(frozen=True)
@@ -174,96 +211,63 @@ class _Drawing:
     plan: Plan
     progress: Progress
 
-    def pixels(self, which: Sequence[int], progress: Progress | None = None) -> Array:
+    def pixels(self, which: Sequence[int]) -> Array:
         """Images number ``which``: u1 [n, S, S, 3]."""
         config, generator = self.plan.config, self.plan.generator
         labels = balanced_labels(config.samples, len(generator.classes))
         seeds = sample_seeds(config.seed, config.samples)
         rows = [int(row) for row in which]
-        chosen = [seeds[row] for row in rows]
-        return generator.pixels(labels[rows], chosen, config.sampler, batch=config.batch_size, progress=progress)
+        return generator.pixels(labels[rows], [seeds[row] for row in rows], config.sampler, batch=config.batch_size)
 
     def chunks(self) -> Iterator[tuple[Array, Array]]:
         """Labels and pixels of all images, in order."""
-        count, step = self.plan.config.samples, self.plan.config.batch_size
-        labels = balanced_labels(count, len(self.plan.generator.classes))
-        with self.progress.bar("sample", count, "image") as bar:
-            for start in range(0, count, step):
-                rows = range(start, min(start + step, count))
-                yield labels[start : rows.stop], self.pixels(rows)
-                bar.advance(len(rows))
+        config, generator, start = self.plan.config, self.plan.generator, 0
+        labels = balanced_labels(config.samples, len(generator.classes))
+        seeds = sample_seeds(config.seed, config.samples)
+        for pixels in generator.stream(labels, seeds, config.sampler, batch=config.batch_size, progress=self.progress):
+            yield labels[start : start + len(pixels)], pixels
+            start += len(pixels)
 
 
-def _reference(plan: Plan, space: FeatureSpace, size: int, progress: Progress) -> tuple[Real, list[str]]:
-    """Features of the real images, kept in the workspace for the next run that is measured against them."""
-    config, workspace = plan.config, Workspace(plan.config.workspace)
-    rows = (
-        list(range(min(len(plan.source), config.reference_images)))
-        if config.reference
-        else scored_rows(workspace, plan.source, config.reference_images, "reference")
-    )
-    stage = workspace.reference(f"{space.name}-{plan.source.digest[:8]}")
-    asked = {"size": size, "images": len(rows)}
-    inputs = {"space": space.digest, "source": plan.source.digest}
-    if stage.stale(asked, inputs):
-        stage.begin(asked, inputs)
-        features, labels = [], []
-        with stage.spending(), progress.bar("real images", len(rows), "image") as bar:
-            for batch in batches.load(plan.source, rows, size, batch=256):
-                features.append(space(batch.pixels).astype(np.float32))
-                labels.append(plan.source.labels[batch.indices].astype(np.int64))
-                bar.advance(len(batch))
-        save_array(stage.path / "features.npy", np.concatenate(features))
-        save_array(stage.path / "labels.npy", np.concatenate(labels))
-        stage.finish(["features.npy", "labels.npy"], {}, device=plan.generator.device.type)
-    notes = []
-    if space.name == "classifier":
-        notes.append("Measured in the space of a classifier of this data: not FID, comparable only with its like.")
-    found, of = (np.load(stage.path / f"{name}.npy", allow_pickle=False) for name in ("features", "labels"))
-    return Real(found, of), notes
+def _rows(plan: Plan, purpose: str, limit: int) -> list[int]:
+    """At most ``limit`` of the images to measure against, drawn at random; without a reference, of those scored."""
+    if plan.config.reference:
+        return drawn(len(plan.source), limit, purpose)
+    return scored_rows(Workspace(plan.config.workspace), plan.source, limit, purpose)
 
 
-def _row(name: str, images: Real, reference: Real) -> dict[str, Any]:
-    distance = metrics.frechet_distance(metrics.statistics(images.features), metrics.statistics(reference.features))
-    by_class = metrics.class_frechet(reference.features, reference.labels, images.features, images.labels)
-    real = reference.features[runtime.rng("manifold").permutation(len(reference.features))[:MANIFOLD]]
-    near = metrics.precision_recall(real, images.features) if len(images.features) > 3 and len(real) > 3 else None
-    return {
-        "name": name,
-        "n": len(images.features),
-        "distance": round(distance.value, 4),
-        "rank_deficient": distance.rank_deficient,
-        "class_distance": round(by_class.value, 4),
-        "class_covariance": by_class.covariance,
-        "precision": round(near.precision, 4) if near else None,
-        "recall": round(near.recall, 4) if near else None,
-        "copy_rate": None,
-    }
+def _random_real(plan: Plan, real: RealImages, reference: Reference, yardstick: Yardstick) -> list[dict[str, Any]]:
+    """Rows of random images of the scored source, as many as the condensed set has."""
+    workspace, config = Workspace(plan.config.workspace), plan.config
+    scored = replace(real, source=plan.scored, numbers=class_numbers(plan.scored, plan.generator.classes))
+    found = []
+    for subset in range(1, config.subsets + 1):
+        chosen = scored_rows(workspace, scored.source, len(plan.artifact), "random real", config.seed, subset)
+        images = scored.see(chosen, reference)
+        if len(images) > 1:
+            found.append(yardstick.row(f"random real {subset}", images))
+    return found
 
 
-def _copying(generated: Seen, train: Seen, unseen: Seen) -> tuple[dict[str, Any], list[int], list[int]]:
-    """Copy rates in pixels and in features, both orientations; and the closest pairs in pixels (generated, trained)."""
-    features = metrics.copy_rate(
-        generated.features,
-        train.features,
-        unseen.features,
-        flipped_generated=generated.mirrored,
-        flipped_held_out=unseen.mirrored,
-    )
-    pixels = metrics.copy_rate(
-        generated.flat,
-        train.flat,
-        unseen.flat,
-        flipped_generated=mirrored_flat(generated.flat),
-        flipped_held_out=mirrored_flat(unseen.flat),
-    )
-    found = {
-        name: {"rate": round(check.rate, 4), "held_out_rate": round(check.held_out_rate, 4), "flagged": check.flagged}
-        for name, check in (("pixels", pixels), ("features", features))
-    }
-    closest = pixels.closest(PAIRS)
-    facts = {**found, "calibrated_on": len(unseen.labels), "flagged": pixels.flagged or features.flagged}
-    return facts, closest.tolist(), pixels.index[closest].tolist()
+def _unseen_rows(plan: Plan, keys: set[str]) -> list[int]:
+    """Images to measure against, in random order, that the run was not trained on as far as their ``keys`` say."""
+    rows = _rows(plan, "unseen", len(plan.source))
+    if not plan.config.reference:
+        rows = [row for row in rows if plan.source.keys[row] not in keys]
+    return [rows[i] for i in runtime.rng("unseen", plan.config.seed).permutation(len(rows))]
+
+
+def _floor(
+    plan: Plan, real: RealImages, unseen: list[int], contents: Array, reference: Reference, yardstick: Yardstick
+) -> dict[str, Any] | None:
+    """The row of unseen real images, against the reference without them and without their copies."""
+    images = real.see(unseen[: min(plan.config.samples, len(unseen) // FLOOR)], reference)
+    # A copy of a training image under another name was seen.
+    images = images.take(~np.isin(images.digests, contents))
+    own = np.isin(reference.images.digests, images.digests)
+    if len(images) < 2 or np.sum(~own) < FEWEST:
+        return None
+    return (Yardstick.of(reference.images.take(~own)) if own.any() else yardstick).row("real", images)
 
 
 def _artifact_pixels(plan: Plan, rows: Sequence[int]) -> Array:
@@ -277,29 +281,6 @@ def _artifact_chunks(plan: Plan) -> Iterator[tuple[Array, Array]]:
     for start in range(0, len(labels), step):
         rows = range(start, min(start + step, len(labels)))
         yield labels[start : rows.stop], _artifact_pixels(plan, rows)
-
-
-def _unseen(plan: Plan, size: int, space: FeatureSpace) -> Seen | None:
-    """Real images, in random order, that the run was not trained on, by content."""
-    infos = [plan.artifact.info(row) for row in range(len(plan.artifact))]
-    keys, contents = {info["source_key"] for info in infos}, {info["source_xxh3"] for info in infos}
-    rows = list(range(len(plan.source)))
-    if not plan.config.reference:
-        scored = scored_rows(Workspace(plan.config.workspace), plan.source, len(plan.source), "unseen")
-        rows = [row for row in scored if plan.source.keys[row] not in keys]
-    drawn = runtime.rng("unseen", plan.config.seed).permutation(len(rows))[:HELD_OUT]
-    wanted = [rows[i] for i in drawn]
-    if len(wanted) < FEWEST:
-        return None
-    seen = Seen.of(_new_chunks(plan.source, wanted, size, contents), space)
-    return seen if len(seen.labels) >= FEWEST else None
-
-
-def _new_chunks(source: Source, rows: list[int], size: int, contents: set[str]) -> Iterator[tuple[Array, Array]]:
-    for batch in batches.load(source, rows, size, batch=64):
-        # A copy of a training image under another name was seen.
-        new = np.array([digest not in contents for digest in batch.digests], dtype=bool)
-        yield source.labels[batch.indices[new]].astype(np.int64), batch.pixels[new]
 
 
 def _protocol(plan: Plan, reference: int) -> dict[str, Any]:
@@ -326,25 +307,34 @@ def _protocol(plan: Plan, reference: int) -> dict[str, Any]:
 
 
 def _costs(plan: Plan, sampling: float) -> dict[str, Any]:
-    """Seconds of one worker, by stage, as measured."""
-    workspace, artifact = Workspace(plan.config.workspace), plan.artifact
+    """Seconds of one worker, by stage, as measured; None where there was none, or nothing says how long it took."""
+    workspace = Workspace(plan.config.workspace)
     scores = workspace.scores.require("d2c score DIR")
-    vision = artifact.manifest["encoders"]["vision"]
+    scorer = Path(workspace.recall(scores.summary["scorer"]["spec"]))
     return {
         "unit": "seconds of one worker",
         "device": plan.generator.device.type,
-        "train_scorer": Run(Path(workspace.recall(scores.summary["scorer"]["spec"]))).seconds(),
+        "train_scorer": Run(scorer).seconds() if (scorer / COST).is_file() else None,
         "score": scores.cost["seconds"],
-        "attach": None if vision is None else _attachment_seconds(workspace, artifact),
+        "attach": _attachment_seconds(workspace, plan.artifact),
         "train": Run(plan.config.run).seconds(),
         "sample": sampling,
     }
 
 
-def _attachment_seconds(workspace: Workspace, artifact: Artifact) -> float:
-    """Seconds that this artifact's text and vision took, found by what their records say."""
-    attached = {**artifact.manifest["encoders"]["vision"]}
-    attached.pop("column")
-    text = artifact.manifest["encoders"]["text"]
-    records = [read_json(path) for path in (workspace.path / "attachments").glob("*/*/stage.json")]
-    return round(float(sum(r["cost"]["seconds"] for r in records if r["summary"] in (attached, text))), 1)
+def _attachment_seconds(workspace: Workspace, artifact: Artifact) -> float | None:
+    """Seconds that this artifact's text and vision took, found by what their records say; None without records."""
+    text, vision = artifact.manifest["encoders"]["text"], artifact.manifest["encoders"]["vision"]
+    attached = vision and {name: value for name, value in vision.items() if name != "column"}
+    seconds = []
+    for path in sorted((workspace.path / "attachments").glob("*/*/stage.json")):
+        record, of = read_json(path), path.parent.parent.name
+        if of == "text":
+            mine = text is not None and record["summary"] == text
+        else:
+            chosen = workspace.selection(of).record()
+            selected = chosen is not None and chosen.config.items() <= artifact.manifest["selection"].items()
+            mine = selected and attached is not None and record["summary"] == attached
+        if mine:
+            seconds.append(float(record["cost"]["seconds"]))
+    return round(sum(seconds), 1) if seconds else None

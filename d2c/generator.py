@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from d2c import checkpoint, runtime
 from d2c.errors import D2CError
 from d2c.latents import LatentCodec, LatentSpec, open_codec
 from d2c.progress import Progress, Silent
-from d2c.runs import DONE, RUN, TEXT
+from d2c.runs import DONE, RUN, TEXT, Run
 from d2c.sampling import SamplerConfig, sample
 from d2c.scorers import Denoiser, load_denoiser
 from formats.files import atomic, read_json
@@ -63,9 +63,16 @@ class Generator:
             classes=[ClassRow(**row) for row in facts["classes"]],
             text=text,
             identity=facts["identity"],
-            artifact=Path(facts["artifact"]),
+            artifact=Run(run).artifact(),
             device=device,
         )
+
+    def digests(self) -> dict[str, str]:
+        """What the images depend on besides the request: the weights of the model and of the decoder."""
+        return {
+            "weights_xxh3": str(self.denoiser.origin["weights_xxh3"]),
+            "decoder_xxh3": self.codec.spec.weights_xxh3,
+        }
 
     def pixels(
         self,
@@ -74,12 +81,22 @@ class Generator:
         sampler: SamplerConfig,
         *,
         batch: int = 64,
-        progress: Progress | None = None,
     ) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Images u1 [N, S, S, 3] for ``labels`` [N] and ``seeds`` [N]."""
+        return np.concatenate(list(self.stream(labels, seeds, sampler, batch=batch)))
+
+    def stream(
+        self,
+        labels: np.ndarray[Any, np.dtype[np.int64]],
+        seeds: Sequence[int],
+        sampler: SamplerConfig,
+        *,
+        batch: int = 64,
+        progress: Progress | None = None,
+    ) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
+        """The images of `pixels`, at most ``batch`` at a time: as many as 50,000 of 256 px fill 10 GB."""
         progress = progress or Silent()
         spec = self.denoiser.spec
-        pieces = []
         with progress.bar("sample", len(seeds), "image") as bar:
             for start in range(0, len(seeds), batch):
                 part = torch.from_numpy(labels[start : start + batch])
@@ -95,9 +112,8 @@ class Generator:
                     device=self.device,
                     batch=batch,
                 )
-                pieces.append(self.codec.decode(latents))
+                yield self.codec.decode(latents)
                 bar.advance(len(part))
-        return np.concatenate(pieces)
 
 
 def balanced_labels(count: int, classes: int) -> np.ndarray[Any, np.dtype[np.int64]]:

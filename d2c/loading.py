@@ -18,8 +18,12 @@ from torch import Tensor
 from d2c import runtime
 from d2c.errors import D2CError
 from d2c.latents import LatentSpec
+from d2c.transport import Objective
 from formats import Artifact
 from formats.schema import LATENT
+
+STAGED = 2**26
+"""Bytes of a column, 64 MiB, that pass through host memory at once on their way to the device."""
 
 
 def global_batch(position: int, batch_size: int, samples: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -46,13 +50,16 @@ class Batch:
     raw: Tensor  # latents_raw [n, M, C, H, W], in the artifact's dtype
     labels: Tensor  # int64 [n]
     tokens: Tensor | None  # [n, T, D]
+    text: Tensor | None  # float32 [n, W, D]
+    mask: Tensor | None  # u1 [n, W]
 
 
 class Loader:
     """Batches of an artifact by step.
 
-    Columns are held in memory on the device where they fit into ``budget`` of its free memory, else read from the
-    memory-mapped shards. Hashes are checked when a sample is first touched.
+    Columns are held in memory on the device where they fit into ``budget`` of this rank's share of its free memory,
+    else read from the memory-mapped shards. Hashes are checked when a sample is first touched. Gradients, moments,
+    averages and activations are yet to come when the columns are loaded, hence a budget below one half.
     """
 
     def __init__(
@@ -63,9 +70,10 @@ class Loader:
         seed: int,
         device: torch.device,
         token_column: str | None = None,
+        text: bool = False,
         rank: int = 0,
         world: int = 1,
-        budget: float = 0.6,
+        budget: float = 0.4,
     ) -> None:
         if batch_size % world:
             divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
@@ -81,9 +89,10 @@ class Loader:
         self._order: tuple[int, np.ndarray[Any, np.dtype[np.int64]]] | None = None
         columns = [LATENT, *([token_column] if token_column else [])]
         size = sum(column.nbytes * len(artifact) for column in artifact.columns if column.name in columns)
-        self.resident = size < budget * _free_memory(device)
-        everything = np.arange(len(artifact))
-        self._columns = {name: self._fetch(name, everything) for name in columns} if self.resident else {}
+        self.resident = size < budget * _free_memory(device, world)
+        self._columns = {name: self._whole(name) for name in columns} if self.resident else {}
+        tables = [artifact.table(name) for name in ("text_embeds", "text_mask")] if text else []
+        self._text = [torch.from_numpy(table).to(device) for table in tables]
 
     @property
     def latent(self) -> LatentSpec:
@@ -93,11 +102,31 @@ class Loader:
         """This rank's images of global batch number ``step``."""
         rows = self._global(step)[self._rank :: self._world]
         index = torch.from_numpy(rows).to(self.device)
+        labels = self._labels[index]
+        text, mask = (table[labels] for table in self._text) if self._text else (None, None)
         return Batch(
             raw=self._take(LATENT, rows, index),
-            labels=self._labels[index],
+            labels=labels,
             tokens=self._take(self._token_column, rows, index) if self._token_column else None,
+            text=text.float() if text is not None else None,
+            mask=mask,
         )
+
+    def draws(
+        self, step: int, objective: Objective, class_dropout: float
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Times, noise, posterior noise and null mask: drawn for the whole batch, cut to this rank's images."""
+        latent, count = self.latent, self.batch_size
+        generator = runtime.generator("step", self.seed, step, device=self.device)
+        shape = (count, latent.channels, latent.size, latent.size)
+        mine = slice(self._rank, None, self._world)
+        t = objective.sample_t(count, generator)[mine]
+        noise = torch.randn(shape, generator=generator, device=self.device)[mine]
+        null = (torch.rand(count, generator=generator, device=self.device) < class_dropout)[mine]
+        posterior = None
+        if len(latent.moments) > 1:
+            posterior = torch.randn(shape, generator=generator, device=self.device)[mine]
+        return t, noise, posterior, null
 
     def _global(self, step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         return global_batch(step * self.batch_size, self.batch_size, len(self.artifact), self.seed)
@@ -108,9 +137,20 @@ class Loader:
     def _fetch(self, column: str, rows: np.ndarray[Any, Any]) -> Tensor:
         return torch.from_numpy(self.artifact.stack(column, rows)).to(self.device)
 
+    def _whole(self, column: str) -> Tensor:
+        record = next(one for one in self.artifact.columns if one.name == column)
+        dtype = torch.from_numpy(np.empty(0, record.numpy)).dtype
+        whole = torch.empty((len(self.artifact), *record.shape), dtype=dtype, device=self.device)
+        chunk = max(1, STAGED // record.nbytes)
+        for start in range(0, len(whole), chunk):
+            rows = np.arange(start, min(start + chunk, len(whole)))
+            whole[start : start + len(rows)] = torch.from_numpy(self.artifact.stack(column, rows))
+        return whole
 
-def _free_memory(device: torch.device) -> float:
+
+def _free_memory(device: torch.device, world: int) -> float:
+    """Bytes for this rank: every rank has a GPU of its own, and all share the machine's memory."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     # SC_AVPHYS_PAGES counts what nobody uses at all, so a warm page cache looks like a full machine: take the half.
-    return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / world

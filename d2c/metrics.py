@@ -216,8 +216,12 @@ def _tiles(queries: Array, references: Array) -> Iterator[tuple[slice, slice, Ar
             yield rows, columns, np.maximum(block, 0, out=block)
 
 
-def _squared_radii(features: Array, k: int, what: str) -> Array:
-    """Squared distance of each row to its k-th nearest other row."""
+def squared_radii(features: Array, k: int = 3, what: str = "real features") -> Array:
+    """Squared distance [n] of each row to its k-th nearest other row, float64.
+
+    Raises:
+        D2CError: there are k rows or fewer.
+    """
     _checked(features, what, at_least=k + 1)
     best = np.full((len(features), k + 1), np.inf)
     for rows, _, block in _tiles(features, features):
@@ -236,15 +240,18 @@ def _inside(queries: Array, references: Array, squared_radii: Array) -> tuple[Ar
     return balls, hit
 
 
-def precision_recall(real: Array, fake: Array, k: int = 3) -> PrecisionRecall:
+def precision_recall(real: Array, fake: Array, k: int = 3, real_radii: Array | None = None) -> PrecisionRecall:
     """Improved precision and recall (Kynkaanniemi et al. 2019): a point is inside if any k-NN ball holds it.
+
+    ``real_radii``: `squared_radii` of ``real`` for this k, where many sets are compared with one.
 
     Raises:
         D2CError: a side has k rows or fewer, or the widths differ.
     """
     _same_width(real, fake)
-    in_real, _ = _inside(fake, real, _squared_radii(real, k, "real features"))
-    in_fake, _ = _inside(real, fake, _squared_radii(fake, k, "generated features"))
+    radii = squared_radii(real, k) if real_radii is None else real_radii
+    in_real, _ = _inside(fake, real, radii)
+    in_fake, _ = _inside(real, fake, squared_radii(fake, k, "generated features"))
     return PrecisionRecall(float(np.mean(in_real > 0)), float(np.mean(in_fake > 0)))
 
 
@@ -255,7 +262,7 @@ def density_coverage(real: Array, fake: Array, k: int = 5) -> DensityCoverage:
         D2CError: there are k real rows or fewer, or the widths differ.
     """
     _same_width(real, fake)
-    balls, hit = _inside(_checked(fake, "generated features"), real, _squared_radii(real, k, "real features"))
+    balls, hit = _inside(_checked(fake, "generated features"), real, squared_radii(real, k, "real features"))
     return DensityCoverage(float(balls.mean()) / k, float(hit.mean()))
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from d2c import checkpoint
 from d2c.config import differences
 from d2c.errors import D2CError
-from formats import FormatError
+from d2c.recipe import RECIPES
+from formats import Artifact, FormatError
 from formats.files import read_json, sync_directory, write_bytes, write_json
 from formats.lock import WriterLock
 
@@ -93,15 +96,25 @@ class Run:
                 hint="wait until it is done, or choose another folder with --out",
             ) from error
 
-    def open(self, facts: Mapping[str, Any], artifact: Path) -> None:
-        """Write what was asked for; from here on the run is unfinished, since its steps are yet to be taken.
+    def open(self, identity: Mapping[str, Any], model: Mapping[str, Any], artifact: Artifact, *, text: bool) -> None:
+        """Write what was asked for, and the text that sampling needs.
 
-        Only with ``done.json`` are the steps in ``run.json`` those of the weights.
+        From here on the run is unfinished: only with ``done.json`` are the steps in ``run.json`` those of the weights.
         """
+        tables = {name: torch.from_numpy(artifact.table(name)) for name in ("text_embeds", "text_mask") if text}
+        facts = {
+            "identity": identity,
+            "latent": artifact.manifest["latent"],
+            "classes": [asdict(row) for row in artifact.classes],
+            "artifact": self._relative(artifact.path),
+        }
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / DONE).unlink(missing_ok=True)
         sync_directory(self.path)
-        write_json(self.path / RUN, {**facts, "artifact": self._relative(artifact)})
+        # First, since a folder without it is somebody else's.
+        write_json(self.path / RUN, facts)
+        checkpoint.save_tensors(self.path / TEXT, tables)
+        write_json(self.path / MODEL, model)
 
     def artifact(self) -> Path:
         """Where the artifact lies that the run was trained on, when it was last asked for."""
@@ -147,6 +160,19 @@ class Run:
     def seconds(self) -> float:
         """Worker-seconds of training so far, over interrupted runs; what a kill lost is not in it."""
         return round(float(sum(line["seconds"] for line in _lines(self.path / COST))), 1)
+
+    def diverged(self, identity: Mapping[str, Any], step: int) -> D2CError:
+        """What to say, and to try, when the loss is no number any more."""
+        used = identity["recipe"]
+        slower = [one.name for one in RECIPES.values() if one.lr < used["lr"] and one.objective == used["objective"]]
+        ways = ["--precision fp32"] if identity["precision"] != "fp32" else []
+        ways += [f"--recipe {slower[0]}, which learns more slowly"] if slower else []
+        return D2CError(
+            "training diverged: the loss is not a number",
+            where=self.path,
+            found=f"step {step}",
+            hint=f"try {', or '.join([*ways, 'a larger --batch-size'])}; with another --out, or with --overwrite",
+        )
 
     def finish(self) -> None:
         """Say, last of all, that the run reached its last step."""

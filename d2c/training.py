@@ -20,23 +20,24 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from d2c import checkpoint, runtime
-from d2c.checkpoint import State
+from d2c.checkpoint import Parts
 from d2c.config import execution
 from d2c.ema import Ema
 from d2c.errors import D2CError, UsageError
 from d2c.latents import to_model
 from d2c.loading import Loader
 from d2c.progress import Progress, Silent
-from d2c.recipe import RECIPES, Recipe
-from d2c.runs import CHECKPOINTS, DONE, MODEL, TEXT, WEIGHTS, Run
+from d2c.recipe import Recipe
+from d2c.runs import CHECKPOINTS, DONE, WEIGHTS, Run
 from d2c.runtime import Ranks
 from d2c.sit import ModelSpec, SiT, model_spec
 from d2c.transport import Objective, alignment_loss, objective_for
 from formats import open_artifact
-from formats.files import read_json, remove_tree, write_json
+from formats.files import read_json, remove_tree
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 _SMALLEST_SCALE = 2.0**-14
+"""Of fp16's gradients: one that shrinks below this means that every step overflows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +67,9 @@ class TrainingConfig:
     overwrite: bool = execution(False)
 
     def __post_init__(self) -> None:
-        numbers = {
-            "steps": self.recipe.steps,
-            "batch_size": self.recipe.batch_size,
-            "log_every": self.log_every,
-            "checkpoint_every": self.checkpoint_every,
-            "checkpoint_minutes": self.checkpoint_minutes,
-            "threads": 1 if self.threads is None else self.threads,
-            "gpus": self.gpus,
-        }
-        for name, value in numbers.items():
+        names = ("log_every", "checkpoint_every", "checkpoint_minutes", "threads", "gpus")
+        numbers = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        for name, value in {**numbers, "steps": self.recipe.steps, "batch_size": self.recipe.batch_size}.items():
             if not value > 0:
                 raise UsageError(f"{name} must be positive", found=value)
         if self.precision not in PRECISIONS:
@@ -109,12 +103,6 @@ class Result:
     loss: float
     passes_per_image: float
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Job:
-    plan: Plan
-    progress: Progress
 
 
 def plan(config: TrainingConfig) -> Plan:
@@ -174,10 +162,9 @@ def plan(config: TrainingConfig) -> Plan:
 def run(plan: Plan, progress: Progress | None = None) -> Result:
     """Train to the recipe's last step, from the newest checkpoint where there is one."""
     progress = progress or Silent()
-    config = plan.config
+    config, here = plan.config, Run(plan.config.out)
     for note in plan.notes:
         progress.warn(note)
-    here = Run(config.out)
     if plan.done:
         runtime.once(lambda: here.moved_artifact(config.artifact))
     else:
@@ -185,7 +172,7 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
         try:
             runtime.once(lambda: _open_run(plan))
             device = runtime.resolve_device(config.device)
-            runtime.launch(_train, _Job(plan, progress), workers=config.gpus, device=device)
+            runtime.launch(_train, (plan, progress), workers=config.gpus, device=device)
         finally:
             if lock is not None:
                 lock.release()
@@ -205,13 +192,7 @@ def _open_run(plan: Plan) -> None:
         remove_tree(config.out)
     # Again, now that nobody else writes: another process may have trained since the plan was made.
     here.matches(plan.identity)
-    artifact = open_artifact(config.artifact)
-    text = {name: torch.from_numpy(artifact.table(name)) for name in ("text_embeds", "text_mask") if plan.spec.text_dim}
-    classes = [asdict(row) for row in artifact.classes]
-    facts = {"identity": plan.identity, "latent": artifact.manifest["latent"], "classes": classes}
-    here.open(facts, config.artifact)
-    checkpoint.save_tensors(config.out / TEXT, text)
-    write_json(config.out / MODEL, plan.spec.to_dict())
+    here.open(plan.identity, plan.spec.to_dict(), open_artifact(config.artifact), text=plan.spec.text_dim is not None)
 
 
 @dataclass
@@ -219,11 +200,8 @@ class _Trainer:
     """Everything that one rank holds while it trains."""
 
     plan: Plan
-    model: SiT
+    parts: Parts
     wrapped: nn.Module
-    ema: Ema
-    optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
     objective: Objective
     loader: Loader
     device: torch.device
@@ -260,16 +238,16 @@ class _Trainer:
             rank=ranks.rank,
             world=ranks.world,
         )
-        ema, objective = Ema(model, recipe.ema_decay), objective_for(plan.spec.objective)
         # Small gradients vanish in fp16; for other precisions the scaler does nothing.
         scaler = torch.amp.GradScaler(device.type, enabled=plan.identity["precision"] == "fp16")
-        return _Trainer(plan, model, wrapped, ema, optimizer, scaler, objective, loader, device, ranks)
+        parts = Parts(model, Ema(model, recipe.ema_decay), optimizer, scaler)
+        return _Trainer(plan, parts, wrapped, objective_for(plan.spec.objective), loader, device, ranks)
 
     def losses(self, step: int) -> tuple[Tensor, Tensor]:
         """Denoising and alignment loss of this rank's part of the batch at ``step``, each a scalar."""
         plan, recipe = self.plan, self.plan.config.recipe
         batch = self.loader.batch(step)
-        t, noise, posterior, null = self._draws(step)
+        t, noise, posterior, null = self.loader.draws(step, self.objective, recipe.class_dropout)
         latents = to_model(batch.raw, self.loader.latent, posterior)
         z_t = self.objective.corrupt(latents, noise, t)
         with runtime.autocast(plan.identity["precision"], self.device):
@@ -288,73 +266,37 @@ class _Trainer:
         denoising = self.objective.loss(prediction, latents, noise, t).mean()
         return denoising, recipe.align_weight * alignment_loss(projected, batch.tokens)
 
-    def _draws(self, step: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Times, noise, posterior noise and null mask: drawn for the whole batch, cut to this rank's images."""
-        recipe, spec, config = self.plan.config.recipe, self.plan.spec, self.plan.config
-        generator = runtime.generator("step", config.seed, step, device=self.device)
-        count, shape = recipe.batch_size, (spec.channels, spec.input_size, spec.input_size)
-        mine = slice(self.ranks.rank, None, self.ranks.world)
-        t = self.objective.sample_t(count, generator)[mine]
-        noise = torch.randn(count, *shape, generator=generator, device=self.device)[mine]
-        null = (torch.rand(count, generator=generator, device=self.device) < recipe.class_dropout)[mine]
-        posterior = None
-        if len(self.loader.latent.moments) > 1:
-            posterior = torch.randn(count, *shape, generator=generator, device=self.device)[mine]
-        return t, noise, posterior, null
-
     def step(self, step: int) -> Tensor:
         """One optimizer step; returns [denoising, alignment, gradient norm] without waiting for the device."""
         denoising, alignment = self.losses(step)
-        torch.autograd.backward(self.scaler.scale(denoising + alignment))
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.config.recipe.clip_norm)
-        if self.scaler.is_enabled():
+        scaler, optimizer, model = self.parts.scaler, self.parts.optimizer, self.parts.model
+        torch.autograd.backward(scaler.scale(denoising + alignment))
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), self.plan.config.recipe.clip_norm)
+        if scaler.is_enabled():
             # The scaler skips a step that overflowed, and halves its scale: that is no divergence.
             norm = torch.nan_to_num(norm, nan=0.0, posinf=0.0)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.model)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        self.parts.ema.update(model)
         return torch.stack([denoising.detach(), alignment.detach(), norm.detach()])
 
-    def state(self, step: int) -> State:
-        tensors = {
-            **checkpoint.prefixed(self.model.state_dict(), "model"),
-            **checkpoint.prefixed(self.ema.state_dict(), "ema"),
-            **checkpoint.prefixed(checkpoint.optimizer_tensors(self.optimizer), "opt"),
-        }
-        facts = {"content_id": self.plan.identity["content_id"]}
-        return State(
-            step, tensors, {**facts, "scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else facts
-        )
 
-    def resume(self, folder: Path) -> int:
-        """Take over the newest state in ``folder``, where there is one, and return its step.
-
-        Nothing keeps the state alive afterwards: it is as large as the weights, averages and moments together.
-        """
-        state = checkpoint.latest(folder)
-        if state is None:
-            return 0
-        self.model.load_state_dict(checkpoint.under(state.tensors, "model"))
-        self.ema.load_state_dict(checkpoint.under(state.tensors, "ema"))
-        checkpoint.load_optimizer(self.optimizer, checkpoint.under(state.tensors, "opt"))
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(state.facts["scaler"])
-        return state.step
-
-
-def _train(ranks: Ranks, job: _Job) -> None:
-    with _threads(job.plan.config, ranks):
-        _loop(_Trainer.build(job.plan, ranks), job.progress if ranks.main else Silent())
+def _train(ranks: Ranks, job: tuple[Plan, Progress]) -> None:
+    plan, progress = job
+    with _threads(plan.config, ranks):
+        _loop(_Trainer.build(plan, ranks), progress if ranks.main else Silent())
 
 
 def _loop(trainer: _Trainer, progress: Progress) -> None:
     config, ranks = trainer.plan.config, trainer.ranks
-    run, last = Run(config.out), config.recipe.steps
-    first = trainer.resume(run.path / CHECKPOINTS)
+    run, last, facts = Run(config.out), config.recipe.steps, {"content_id": trainer.plan.identity["content_id"]}
+    first = checkpoint.resume(run.path / CHECKPOINTS, trainer.parts)
     if ranks.main:
         run.forget_after(first)
+    # A multiple of log_every, where the running means are empty: a resumed run logs what an undisturbed one does.
+    every = -(-config.checkpoint_every // config.log_every) * config.log_every
     total, logged, started = torch.zeros(3, device=trainer.device), first, time.perf_counter()
     trainer.wrapped.train()
     with progress.bar("train", last, "step", done=first) as bar:
@@ -369,15 +311,13 @@ def _loop(trainer: _Trainer, progress: Progress) -> None:
             bar.advance(taken - logged, f"loss {line['loss']:.4f}")
             logged = taken
             total.zero_()
-            # Only here: the running means are empty, so that a resumed run logs what an undisturbed one does.
-            seconds = time.perf_counter() - started
-            due = taken % _checkpoint_every(config) == 0 or seconds >= 60 * config.checkpoint_minutes
+            due = taken % every == 0 or time.perf_counter() - started >= 60 * config.checkpoint_minutes
             if ranks.main and (taken == last or due):
-                checkpoint.save(run.path / CHECKPOINTS, trainer.state(taken))
-                seconds, started = time.perf_counter() - started, time.perf_counter()
-                run.spend(seconds * ranks.world, step=taken, device=trainer.device.type)
+                checkpoint.save(run.path / CHECKPOINTS, trainer.parts.state(taken, facts))
+                run.spend((time.perf_counter() - started) * ranks.world, step=taken, device=trainer.device.type)
+                started = time.perf_counter()
     if ranks.main:
-        checkpoint.save_tensors(run.path / WEIGHTS, trainer.ema.state_dict(), {"step": last})
+        checkpoint.save_tensors(run.path / WEIGHTS, trainer.parts.ema.state_dict(), {"step": last})
         run.finish()
 
 
@@ -393,20 +333,14 @@ def _threads(config: TrainingConfig, ranks: Ranks) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _checkpoint_every(config: TrainingConfig) -> int:
-    # A multiple of log_every, since states are saved where the log is written.
-    return -(-config.checkpoint_every // config.log_every) * config.log_every
-
-
 def _means(trainer: _Trainer, step: int, means: Tensor) -> dict[str, Any]:
     """The line for the log: mean losses since the last one, over all ranks."""
     if trainer.ranks.world > 1:
         dist.all_reduce(means)
         means = means / trainer.ranks.world
     denoising, alignment, norm = (round(float(value), 6) for value in means)
-    # A scale that shrinks without end means that every step overflows.
-    if not math.isfinite(denoising + alignment + norm) or trainer.scaler.get_scale() < _SMALLEST_SCALE:
-        raise _diverged(trainer.plan, step)
+    if not math.isfinite(denoising + alignment + norm) or trainer.parts.scaler.get_scale() < _SMALLEST_SCALE:
+        raise Run(trainer.plan.config.out).diverged(trainer.plan.identity, step)
     return {
         "step": step,
         "loss": round(denoising + alignment, 6),
@@ -414,16 +348,3 @@ def _means(trainer: _Trainer, step: int, means: Tensor) -> dict[str, Any]:
         "alignment": alignment,
         "grad_norm": norm,
     }
-
-
-def _diverged(plan: Plan, step: int) -> D2CError:
-    used = plan.config.recipe
-    calmer = [one.name for one in RECIPES.values() if one.lr < used.lr and one.objective == used.objective]
-    ways = ["--precision fp32"] if plan.identity["precision"] != "fp32" else []
-    ways += [f"--recipe {calmer[0]}, which learns more slowly"] if calmer else []
-    return D2CError(
-        "training diverged: the loss is not a number",
-        where=plan.config.out,
-        found=f"step {step}",
-        hint=f"try {', or '.join([*ways, 'a larger --batch-size'])}; with another --out, or with --overwrite",
-    )

@@ -22,6 +22,7 @@ def attach(
     device: options.Device = "auto",
     gpus: options.Gpus = 1,
     seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     config: options.Config = None,
     json: options.Json = False,
@@ -43,10 +44,11 @@ def attach(
         seed=seed,
         device=device,
         gpus=gpus,
+        overwrite=overwrite,
     )
     name = selection or pipeline.current_selection(workspace)
     if dry_run:
-        steps, _ = plans.attachment_steps(request, name)
+        steps, _ = plans.attachment_steps(request, name, overwrite=overwrite)
         output.show({"selection": name, "steps": steps}, dry_run=True)
         return
     result, step = pipeline.attach(request, name, output.progress)

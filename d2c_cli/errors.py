@@ -29,8 +29,19 @@ _CODES: tuple[tuple[type[FormatError], int], ...] = (
     (FormatError, FAILURE),
 )
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_ENVIRONMENT = (*_DISK_FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENAMETOOLONG, errno.EMFILE)
-"""What an operating system refuses for reasons outside the program."""
+_HINTS = {
+    errno.EACCES: "check who owns it and its permissions, or choose another place",
+    errno.EPERM: "check who owns it and its permissions, or choose another place",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOENT: "check the path: it, or a folder above it, is not there and cannot be made",
+    errno.ENOTDIR: "a part of this path is a file where a folder is needed: choose another path",
+    errno.EEXIST: "something else is in its place: move that away, or choose another path",
+    errno.EISDIR: "a folder is where a file is needed: move it away, or choose another path",
+    errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.EIO: "the storage itself failed: look at the system's log, and verify what was written before",
+}
+"""What an operating system refuses for reasons outside the program, and what to do about it."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ def failure_of(error: BaseException) -> Failure | None:
         return Failure(type(error).__name__, error.what, code, error.where, error.found, error.expected, error.hint)
     if isinstance(error, KeyboardInterrupt):
         return _interrupted(signal.SIGINT)
-    if isinstance(error, OSError) and error.errno in _ENVIRONMENT:
+    if isinstance(error, OSError) and (error.errno in _HINTS or error.errno in _DISK_FULL):
         return _refused(error)
     if _disk_full_inside(error):
         return _disk_full("the disk", str(error).splitlines()[0])
@@ -115,12 +126,7 @@ def _refused(error: OSError) -> Failure:
     where = None if error.filename is None else str(error.filename)
     if error.errno in _DISK_FULL:
         return _disk_full(where, error.strerror)
-    hint = {
-        errno.EMFILE: "raise the limit on open files (ulimit -n)",
-        errno.EIO: "the storage itself failed: look at the system's log, and verify what was written before",
-        errno.ENAMETOOLONG: "choose a shorter path",
-        errno.EROFS: "choose a place that can be written",
-    }.get(error.errno or 0, "check who owns it and its permissions, or choose another place")
+    hint = _HINTS.get(error.errno or 0)
     return Failure(type(error).__name__, "the operating system refused", FAILURE, where, error.strerror, hint=hint)
 
 

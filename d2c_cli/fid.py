@@ -20,6 +20,7 @@ def fid(
     run: options.Run,
     workspace: options.Workspace = options.WORKSPACE,
     samples: options.Samples = 2_000,
+    artifact: options.RunArtifact = None,
     inception: options.Inception = None,
     reference: options.Reference = None,
     subsets: options.Subsets = 3,
@@ -45,14 +46,16 @@ def fid(
     existing(run, "run", "d2c train shards/ --model sit-xl/2")
     if inception is not None:
         existing(inception, "Inception weight file", "a download of it, or leave --inception out")
+    if artifact is not None:
+        existing(artifact, "artifact", "d2c pack --ratio 0.008")
     from d2c import fid as stage
     from d2c.sampling import SamplerConfig
 
     settings = stage.FidConfig(
         run=run,
         workspace=workspace,
-        inception=inception
-        and existing(inception, "Inception weight file", "a download of it, or leave --inception out"),
+        artifact=artifact,
+        inception=inception,
         reference=reference,
         samples=samples,
         sampler=SamplerConfig(method=sampler, steps=sampling_steps, guidance=guidance),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,31 @@ def whole(text: str | int) -> int:
     raise typer.BadParameter(f"{text!r} is not a whole number, such as 50000, 50k or 1.5M.")
 
 
+def finite(text: str | float) -> float:
+    """Parse a number that is neither infinite nor NaN.
+
+    Raises:
+        typer.BadParameter: this is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isfinite(number):
+        return number
+    raise typer.BadParameter(f"{text!r} is not a number, such as 1.5.")
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        number = whole(text)
+        if number < least:
+            raise typer.BadParameter(f"{text} is too small: {least} or more.")
+        return number
+
+    return parse
+
+
 def variable(name: str) -> str:
     """The environment variable of an option: ``--batch-size`` -> ``D2C_BATCH_SIZE``."""
     return "D2C_" + name.lstrip("-").upper().replace("-", "_")
@@ -48,6 +74,7 @@ def _option(
     parser: Callable[[str], Any] | None = None,
     callback: Callable[[typer.Context, Any], Any] | None = None,
     is_eager: bool = False,
+    file_okay: bool = True,
 ) -> Any:
     return typer.Option(
         name,
@@ -58,11 +85,16 @@ def _option(
         parser=parser,
         callback=callback,
         is_eager=is_eager,
+        file_okay=file_okay,
     )
 
 
-def _count(name: str, metavar: str, text: str) -> Any:
-    return _option(name, metavar, text, parser=whole)
+def _count(name: str, metavar: str, text: str, *, least: int = 1) -> Any:
+    return _option(name, metavar, text, parser=_at_least(least))
+
+
+def _folder(name: str, text: str) -> Any:
+    return _option(name, "DIR", text, file_okay=False)
 
 
 # What a command works on.
@@ -77,15 +109,16 @@ Artifact = Annotated[Path, typer.Argument(metavar="SHARDS", help="An artifact th
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run that `d2c train` finished, such as runs/sit-xl-2-d2c.")]
 
 # What almost every command shares.
-Workspace = Annotated[
-    Path, _option("--workspace", "DIR", "Where the stages leave their results and find each other's.")
-]
-Out = Annotated[Path, _option("--out", "DIR", "Where the result goes.")]
-RunOut = Annotated[Path | None, _option("--out", "DIR", "Where the run goes.  [default: runs/MODEL-RECIPE]")]
-SamplesOut = Annotated[Path | None, _option("--out", "DIR", "Where the samples go.  [default: RUN/samples]")]
+Workspace = Annotated[Path, _folder("--workspace", "Where the stages leave their results and find each other's.")]
+Out = Annotated[Path, _folder("--out", "Where the result goes.")]
+RunOut = Annotated[Path | None, _folder("--out", "Where the run goes.  [default: runs/MODEL-RECIPE]")]
+SamplesOut = Annotated[Path | None, _folder("--out", "Where the samples go.  [default: RUN/samples]")]
 Device = Annotated[str, _option("--device", "auto|cpu|cuda|cuda:N", "Where to compute; auto takes a GPU if any.")]
 Gpus = Annotated[int, _count("--gpus", "N", "GPUs to share the work; on a CPU, the number of worker processes.")]
-Seed = Annotated[int, _count("--seed", "N", "Everything random follows from it: same input, same seed, same bytes.")]
+Seed = Annotated[
+    int,
+    _option("--seed", "N", "Everything random follows from it: same input, same seed, same bytes.", parser=whole),
+]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
     _option("--precision", "auto|fp32|bf16|fp16", "Arithmetic; auto is bf16 on a GPU and fp32 on a CPU."),
@@ -123,12 +156,7 @@ ScorerModel = Annotated[
 ]
 ScorerSteps = Annotated[
     int | None,
-    _option(
-        "--scorer-steps",
-        "STEPS",
-        "How long --scorer train trains.  [default: 2k for small images, else 20k]",
-        parser=whole,
-    ),
+    _count("--scorer-steps", "STEPS", "How long --scorer train trains.  [default: 2k for small images, else 20k]"),
 ]
 Objective = Annotated[
     Literal["velocity", "eps"] | None,
@@ -156,12 +184,7 @@ RunCodec = Annotated[
 ]
 Size = Annotated[
     int | None,
-    _option(
-        "--size",
-        "PIXELS",
-        "Side of the square crop.  [default: the images' own up to 64, else 256]",
-        parser=whole,
-    ),
+    _count("--size", "PIXELS", "Side of the square crop.  [default: the images' own up to 64, else 256]"),
 ]
 Estimator = Annotated[
     Literal["stratified", "paper"],
@@ -171,7 +194,7 @@ Estimator = Annotated[
         "How times and noise are drawn: alike for all images (ranks better), or each its own (Algorithm 2).",
     ),
 ]
-Evals = Annotated[int, _count("--evals", "N", "Model evaluations per image; more rank more reliably.")]
+Evals = Annotated[int, _count("--evals", "N", "Model evaluations per image; more rank more reliably.", least=2)]
 ScoreBatch = Annotated[int, _count("--batch-size", "IMAGES", "Images at once on one device.")]
 
 # select, attach, pack
@@ -179,7 +202,7 @@ Ratio = Annotated[
     float | None,
     _option("--ratio", "SHARE", "Budget as a share of all images, spread equally over the classes."),
 ]
-PerClass = Annotated[int | None, _option("--per-class", "IMAGES", "Budget as images per class.", parser=whole)]
+PerClass = Annotated[int | None, _count("--per-class", "IMAGES", "Budget as images per class.")]
 Method = Annotated[
     Literal["interval", "random"],
     _option("--method", "interval|random", "interval: evenly over the difficulty ranks; random: the baseline."),
@@ -194,11 +217,10 @@ PackMethod = Annotated[
 ]
 Interval = Annotated[
     int | None,
-    _option(
+    _count(
         "--interval",
         "RANKS",
         "Distance between picks in the ranking of a class.  [default: so that the picks span 74 % of it]",
-        parser=whole,
     ),
 ]
 Text = Annotated[
@@ -221,12 +243,11 @@ Vision = Annotated[
 ]
 Grid = Annotated[
     int | None,
-    _option(
+    _count(
         "--grid",
         "TOKENS",
-        "Side of the vision token grid; the model to train must have the same.  [default: the scorer's, or that of a "
-        "/2 model]",
-        parser=whole,
+        "Side of the vision token grid; the model to train must have the same.  [default: that of a /2 model, or the "
+        "scorer's for pixels beyond 64]",
     ),
 ]
 Selection = Annotated[
@@ -238,12 +259,7 @@ Container = Annotated[
 ]
 Shards = Annotated[
     int | None,
-    _option(
-        "--shards",
-        "N",
-        "Shard files.  [default: 8, 16 or 64, by the number of images]",
-        parser=whole,
-    ),
+    _count("--shards", "N", "Shard files.  [default: 8, 16 or 64, by the number of images]"),
 ]
 Licence = Annotated[str, _option("--licence", "SPDX", "Licence of the source images, written into the artifact.")]
 
@@ -253,28 +269,22 @@ Model = Annotated[
     _option("--model", "MODEL", "sit-xl/2 and the like: sit or dit, tiny s b l xl, patch 2 4 8."),
 ]
 Recipe = Annotated[str, _option("--recipe", "d2c|repa|sit|dit|small", "A published recipe; small is for sit-tiny.")]
-Steps = Annotated[
-    int | None,
-    _option("--steps", "STEPS", "Optimizer steps.  [default: the recipe's]", parser=whole),
-]
+Steps = Annotated[int | None, _count("--steps", "STEPS", "Optimizer steps.  [default: the recipe's]")]
 TrainBatch = Annotated[
     int | None,
-    _option(
-        "--batch-size",
-        "IMAGES",
-        "Images per step, over all GPUs.  [default: the recipe's]",
-        parser=whole,
-    ),
+    _count("--batch-size", "IMAGES", "Images per step, over all GPUs.  [default: the recipe's]"),
 ]
 
 # sample, fid
 Sampler = Annotated[Literal["euler", "heun"], _option("--sampler", "euler|heun", "ODE solver; for DiT, euler is DDIM.")]
 SamplingSteps = Annotated[int, _count("--sampling-steps", "STEPS", "Solver steps per image.")]
-Guidance = Annotated[float, _option("--guidance", "SCALE", "Classifier-free guidance; 1 is off.")]
+Guidance = Annotated[float, _option("--guidance", "SCALE", "Classifier-free guidance; 1 is off.", parser=finite)]
 Count = Annotated[int, _count("--count", "IMAGES", "Images to draw, every class equally often.")]
 Npz = Annotated[bool, _option("--npz", None, "Also write all images as one samples.npz, to measure elsewhere.")]
 SampleBatch = Annotated[int, _count("--batch-size", "IMAGES", "Images drawn at once.")]
-Samples = Annotated[int, _count("--samples", "IMAGES", "Images to generate and measure; publications use 50k.")]
+Samples = Annotated[
+    int, _count("--samples", "IMAGES", "Images to generate and measure; publications use 50k.", least=2)
+]
 Inception = Annotated[
     Path | None,
     _option(
@@ -288,7 +298,13 @@ Reference = Annotated[
     Path | None,
     _option("--reference", "SOURCE", "Real images to measure against.  [default: the scored source]"),
 ]
-Subsets = Annotated[int, _count("--subsets", "N", "Random real subsets that show how far chance moves the distance.")]
+Subsets = Annotated[
+    int, _count("--subsets", "N", "Random real subsets that show how far chance moves the distance.", least=0)
+]
+RunArtifact = Annotated[
+    Path | None,
+    _folder("--artifact", "The artifact that the run was trained on, where it moved.  [default: where it was]"),
+]
 
 # verify, demo
 Level = Annotated[
@@ -297,4 +313,4 @@ Level = Annotated[
 ]
 Seeds = Annotated[int, _count("--seeds", "N", "Training seeds per arm, for the spread.")]
 DemoSteps = Annotated[int, _count("--steps", "STEPS", "Training steps per run.")]
-DemoSamples = Annotated[int, _count("--samples", "IMAGES", "Images to generate and measure per run.")]
+DemoSamples = Annotated[int, _count("--samples", "IMAGES", "Images to generate and measure per run.", least=2)]

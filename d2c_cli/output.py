@@ -80,11 +80,8 @@ def _resolved(ctx: typer.Context, config: Mapping[str, Any]) -> str:
     for name, value in config.items():
         if value is None or value == "":
             continue
-        source = ctx.get_parameter_source(name)
         # What was typed can be seen; what came from elsewhere is named.
-        where = {"ENVIRONMENT": " (environment)", "DEFAULT_MAP": " (config file)"}.get(
-            source.name if source else "", ""
-        )
+        where = _ELSEWHERE.get(_source(ctx, name), "")
         parts.append(f"{name.replace('_', '-')}={value}{where}")
     return " ".join(parts)
 

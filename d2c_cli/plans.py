@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from d2c.workspace import Workspace
@@ -85,11 +86,11 @@ def selection_step(plan: SelectionPlan) -> Facts:
     return step("select", plan.reasons, facts)
 
 
-def attachment_steps(request: PackRequest, name: str) -> tuple[list[Facts], bool]:
+def attachment_steps(request: PackRequest, name: str, *, overwrite: bool = False) -> tuple[list[Facts], bool]:
     """What `attach` would do to a finished selection, and whether all of it is done already."""
     from d2c import attachment, pipeline
 
-    config = pipeline.attachment_config(request, name)
+    config = replace(pipeline.attachment_config(request, name), overwrite=overwrite)
     plan = attachment.plan(config)
     text = {"encoder": config.text, "prompts": len(Workspace(request.workspace).classes())}
     vision = {"encoder": config.vision, "images": plan.images, "grid": config.grid}

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import typer
 
+from d2c.errors import UsageError
 from d2c.workspace import Workspace
 from d2c_cli import options, plans
 from d2c_cli.output import Output
@@ -46,6 +47,7 @@ def score(
     from d2c.pipeline import ScoreRequest
     from d2c.pipeline import score as run
 
+    _check_scorer_to_train(scorer, scorer_model, codec, size)
     request = ScoreRequest(
         source=source,
         workspace=workspace,
@@ -85,3 +87,22 @@ def score(
         }
     )
     output.then("d2c pack --ratio 0.008", "workspace", "device")
+
+
+def _check_scorer_to_train(scorer: str | None, model: str | None, codec: str | None, size: int | None) -> None:
+    """Refuse a model that cannot be trained before the source is read and packed for it.
+
+    Raises:
+        D2CError: there is no such model, or its patches do not tile images of ``--size``.
+        UsageError: it is no SiT.
+    """
+    from d2c import choices
+    from d2c.sit import model_spec, parse_model
+
+    if scorer not in (None, choices.TRAIN_SCORER):
+        return
+    if model is not None and parse_model(model)[0] != "sit":
+        raise UsageError("a scorer is trained as a SiT", found=f"--scorer-model {model}", expected="a sit-... model")
+    # Where the VAE is the codec, it checks the size itself when it is opened.
+    if size is not None and (codec == "rgb" or (codec is None and size <= choices.SMALL)):
+        model_spec(model or choices.choose_scorer_model("rgb", size), size, channels=3, num_classes=1)

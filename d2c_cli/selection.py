@@ -20,6 +20,7 @@ def select(
     interval: options.Interval = None,
     workspace: options.Workspace = options.WORKSPACE,
     seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     config: options.Config = None,
     json: options.Json = False,
@@ -33,7 +34,13 @@ def select(
     from d2c import pipeline, selection
 
     settings = selection.SelectionConfig(
-        workspace=workspace, method=method, ratio=ratio, per_class=per_class, interval=interval, seed=seed
+        workspace=workspace,
+        method=method,
+        ratio=ratio,
+        per_class=per_class,
+        interval=interval,
+        seed=seed,
+        overwrite=overwrite,
     )
     plan = selection.plan(settings)
     if dry_run:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from d2c.errors import UsageError
 from d2c_cli.app import app
 
 
@@ -128,6 +129,38 @@ def test_pack_without_scores_names_the_command_that_makes_them(tmp_path: Path) -
         assert result.exit_code == 1
         assert "d2c score" in result.stderr
     assert not (tmp_path / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["select --per-class 2", "attach --text hashed --vision none"], ids=["select", "attach"]
+)
+def test_overwrite_does_a_finished_stage_anew(line: str, workspace: Path) -> None:
+    document("select", "--per-class", "2", "--workspace", workspace)
+    asked = (*line.split(), "--workspace", workspace)
+    document(*asked)
+    assert document(*asked)["steps"][0]["ran"] is False
+    plan = document(*asked, "--overwrite", "--dry-run")
+    assert (plan["steps"][0]["would_run"], plan["steps"][0]["reasons"]) == (True, ["--overwrite"])
+    assert document(*asked, "--dry-run")["steps"][0]["would_run"] is False
+    anew = document(*asked, "--overwrite")["steps"][0]
+    assert anew["ran"] is True
+    assert "--overwrite" in anew["reasons"][0]
+
+
+def test_fid_is_told_where_the_artifact_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def plan(config: Any) -> Any:
+        asked.append(config)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("d2c.fid.plan", plan)
+    (tmp_path / "moved").mkdir()
+    assert d2c("fid", tmp_path, "--artifact", tmp_path / "moved").exit_code == 2
+    assert asked[0].artifact == tmp_path / "moved"
+    gone = d2c("fid", tmp_path, "--artifact", tmp_path / "move")
+    assert (gone.exit_code, len(asked)) == (1, 1)
+    assert f"did you mean {tmp_path / 'moved'}?" in gone.stderr
 
 
 def test_budgets_that_contradict_are_usage_errors() -> None:

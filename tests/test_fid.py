@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from conftest import pack_request
 from PIL import Image
 
-from d2c import fid, generation, training
+from d2c import fid, generation, generator, judge, metrics, pipeline, training
 from d2c.errors import D2CError
+from d2c.features import train_classifier
 from d2c.fid import FidConfig
 from d2c.generation import GenerationConfig
-from d2c.generator import Generator, balanced_labels, grid, sample_seeds
+from d2c.generator import Generator, balanced_labels
+from d2c.latents import RgbCodec
 from d2c.recipe import recipe
 from d2c.runtime import resolve_device
 from d2c.sampling import SamplerConfig
+from d2c.workspace import Workspace
+from formats import FormatError, open_artifact
+from formats.files import read_json, write_json
 
 SAMPLER = SamplerConfig(steps=3)
 
@@ -71,6 +80,56 @@ def test_samples_that_are_there_are_left_alone(run: Path, tmp_path: Path) -> Non
     assert not generation.plan(replace(plan.config, seed=1)).done
 
 
+def test_samples_whose_files_were_deleted_are_drawn_again(run: Path, tmp_path: Path) -> None:
+    whole = sample(run, tmp_path / "a")
+    for name in (generation.GRID, generation.ARRAYS):
+        (whole.path / name).unlink()
+        assert not generation.plan(
+            GenerationConfig(run=run, out=whole.path, sampler=SAMPLER, device="cpu", count=12, npz=True)
+        ).done
+        sample(run, tmp_path / "a")
+        assert (whole.path / name).exists()
+
+
+def test_the_npz_is_written_batch_by_batch_and_holds_all_images_and_labels(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = []
+    stream = Generator.stream
+
+    def watched(self: Generator, *arguments: Any, **options: Any) -> Iterator[np.ndarray[Any, Any]]:
+        for chunk in stream(self, *arguments, **options):
+            batches.append(chunk.copy())
+            yield chunk
+            # What was handed on must have been used by now: nothing may hold on to every batch.
+            chunk[:] = 0
+
+    monkeypatch.setattr(Generator, "stream", watched)
+    result = sample(run, tmp_path / "a", batch_size=5)
+    with np.load(result.path / generation.ARRAYS) as stored:
+        assert sorted(stored) == ["arr_0", "labels"]
+        np.testing.assert_array_equal(stored["arr_0"], np.concatenate(batches))
+        np.testing.assert_array_equal(stored["labels"], balanced_labels(12, 3))
+
+
+def test_another_decoder_makes_other_images(run: Path, packed: Path, tmp_path: Path, measured: fid.Result) -> None:
+    asked = GenerationConfig(run=run, out=tmp_path / "a", sampler=SAMPLER, device="cpu", count=12, npz=True)
+    measuring = FidConfig(run=run, workspace=packed.parent / "workspace", samples=60, sampler=SAMPLER, device="cpu")
+    sample(run, tmp_path / "a")
+    assert generation.plan(asked).done
+    assert fid.plan(measuring).done
+
+    def other(name: str, size: int, device: torch.device) -> RgbCodec:
+        codec = RgbCodec(size)
+        codec.spec = replace(codec.spec, weights_xxh3="f" * 32)
+        return codec
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generator, "open_codec", other)
+        assert not generation.plan(asked).done
+        assert not fid.plan(measuring).done
+
+
 def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
     unfinished = Path(shutil.copytree(run, tmp_path / "run"))
     (unfinished / "done.json").unlink()
@@ -78,31 +137,54 @@ def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
         Generator.open(unfinished, resolve_device("cpu"))
 
 
-def test_labels_are_balanced_and_seeds_nest() -> None:
-    assert np.bincount(balanced_labels(10, 3)).tolist() == [4, 3, 3]
-    assert sample_seeds(0, 5) == sample_seeds(0, 9)[:5]
-    assert not set(sample_seeds(0, 50)) & set(sample_seeds(1, 50))
+def measure(run: Path, workspace: Path, **options: Any) -> fid.Result:
+    config = FidConfig(run=run, workspace=workspace, sampler=SAMPLER, device="cpu", **{"samples": 60, **options})
+    return fid.run(fid.plan(config))
 
 
-def test_the_grid_keeps_the_order_row_by_row() -> None:
-    pixels = np.stack([np.full((2, 2, 3), value, np.uint8) for value in (10, 20, 30)])
-    sheet = np.asarray(grid(pixels, 2))
-    assert [int(sheet[y, x, 0]) for y, x in ((3, 3), (3, 7), (7, 3))] == [10, 20, 30]
+def rows_of(result: fid.Result) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in result.report["rows"]}
 
 
 @pytest.fixture(scope="module")
 def measured(run: Path, packed: Path) -> fid.Result:
-    config = FidConfig(run=run, workspace=packed.parent / "workspace", samples=60, sampler=SAMPLER, device="cpu")
-    return fid.run(fid.plan(config))
+    return measure(run, packed.parent / "workspace")
 
 
 def test_the_report_has_the_rows_a_sceptic_asks_for(measured: fid.Result) -> None:
     rows = {row["name"]: row for row in measured.report["rows"]}
     assert list(rows) == ["generated", "replay", "random real 1", "random real 2", "random real 3", "real"]
     assert rows["replay"]["n"] == rows["random real 1"]["n"] == 12
-    assert rows["real"]["n"] == 60
+    # A fifth of the 83 images that were not trained on.
+    assert rows["real"]["n"] == 16
     # Real images are nearer to real images than a model of 20 steps is.
     assert rows["real"]["distance"] < rows["generated"]["distance"]
+
+
+def test_a_row_says_which_real_images_it_was_compared_with(measured: fid.Result) -> None:
+    compared = {row["name"]: (row["reference_n"], row["in_reference"]) for row in measured.report["rows"]}
+    assert compared["generated"] == (95, 0)
+    # What is chosen from the source is in the reference, and a random choice as often as the condensed set.
+    assert compared["replay"] == compared["random real 1"] == (95, 12)
+    # The floor is not: it would be compared with itself.
+    assert compared["real"] == (95 - 16, 0)
+
+
+def test_the_reference_is_studied_once(
+    measured: fid.Result, run: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def counted(features: np.ndarray[Any, Any]) -> metrics.Stats:
+        sizes.append(len(features))
+        return statistics(features)
+
+    statistics = metrics.statistics
+    monkeypatch.setattr(metrics, "statistics", counted)
+    again = measure(run, packed.parent / "workspace", overwrite=True)
+    # The reference and the reference without the floor; and each row's own images.
+    assert sorted(sizes) == sorted([95, 95 - 16, 60, 12, 12, 12, 12, 16])
+    assert again.report["rows"] == measured.report["rows"]
 
 
 def test_a_distance_in_a_classifiers_space_is_never_called_fid(measured: fid.Result) -> None:
@@ -116,6 +198,8 @@ def test_protocol_and_costs_are_printed_with_it(measured: fid.Result) -> None:
     assert (protocol["passes_per_image"], protocol["images"], protocol["training_seed"]) == (10.0, 12, 0)
     assert all(costs[stage] >= 0 for stage in ("score", "attach", "train", "sample"))
     assert costs["train"] > 0
+    # The scorer is weights that somebody gave: nobody knows what they cost, and 0 s would be a lie.
+    assert costs["train_scorer"] is None
 
 
 def test_copying_is_calibrated_on_images_that_were_not_selected(measured: fid.Result) -> None:
@@ -128,16 +212,14 @@ def test_copying_is_calibrated_on_images_that_were_not_selected(measured: fid.Re
 def test_a_run_that_replays_its_training_images_is_flagged(
     run: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from formats import open_artifact
-
     memorised = Path(shutil.copytree(run, tmp_path / "run"))
     train = open_artifact(packed).stack("latent", np.arange(12))[:, 0].transpose(0, 2, 3, 1)
 
-    def replay(self: Generator, labels: np.ndarray[Any, Any], *_: Any, **__: Any) -> np.ndarray[Any, Any]:
+    def replay(self: Generator, labels: np.ndarray[Any, Any], *_: Any, **__: Any) -> Iterator[np.ndarray[Any, Any]]:
         noise = np.random.default_rng(0).integers(-1, 2, (len(labels), 8, 8, 3))
-        return np.clip(train[np.arange(len(labels)) % 12].astype(int) + noise, 0, 255).astype(np.uint8)
+        yield np.clip(train[np.arange(len(labels)) % 12].astype(int) + noise, 0, 255).astype(np.uint8)
 
-    monkeypatch.setattr(Generator, "pixels", replay)
+    monkeypatch.setattr(Generator, "stream", replay)
     config = FidConfig(run=memorised, workspace=packed.parent / "workspace", samples=120, sampler=SAMPLER, device="cpu")
     report = fid.run(fid.plan(config)).report
     assert report["copying"]["flagged"]
@@ -150,6 +232,16 @@ def test_measuring_again_does_nothing(measured: fid.Result, run: Path, packed: P
     assert not fid.plan(replace(config, samples=61)).done
 
 
+def test_inception_weights_are_known_by_their_content(run: Path, packed: Path, tmp_path: Path) -> None:
+    asked = []
+    for name, content in (("a.pth", b"one"), ("b.pth", b"one"), ("c.pth", b"other")):
+        (tmp_path / name).write_bytes(content)
+        config = FidConfig(run=run, workspace=packed.parent / "workspace", inception=tmp_path / name, device="cpu")
+        asked.append(fid.plan(config).asked)
+    assert asked[0] == asked[1]
+    assert asked[0] != asked[2]
+
+
 def test_missing_inception_weights_say_where_to_get_them(run: Path, packed: Path, tmp_path: Path) -> None:
     config = FidConfig(
         run=run, workspace=packed.parent / "workspace", samples=60, inception=tmp_path / "no.pth", device="cpu"
@@ -159,11 +251,90 @@ def test_missing_inception_weights_say_where_to_get_them(run: Path, packed: Path
 
 
 def test_an_artifact_that_is_not_the_one_trained_on_is_refused(run: Path, packed: Path, tmp_path: Path) -> None:
-    from formats.files import read_json, write_json
-
     other = Path(shutil.copytree(run, tmp_path / "run"))
     facts = read_json(other / "run.json")
     facts["identity"]["content_id"] = "d2c1-xxh3-128:" + "0" * 32
     write_json(other / "run.json", facts)
     with pytest.raises(D2CError, match="changed since the run"):
         fid.plan(FidConfig(run=other, workspace=packed.parent / "workspace", device="cpu"))
+
+
+def test_an_artifact_that_moved_can_be_named(run: Path, packed: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(packed, tmp_path / "elsewhere"))
+    stranded = Path(shutil.copytree(run, tmp_path / "run"))
+    facts = read_json(stranded / "run.json")
+    write_json(stranded / "run.json", {**facts, "artifact": str(tmp_path / "gone")})
+    config = FidConfig(run=stranded, workspace=packed.parent / "workspace", device="cpu")
+    with pytest.raises(FormatError):
+        fid.plan(config)
+    assert fid.plan(replace(config, artifact=moved)).artifact.content_id == facts["identity"]["content_id"]
+
+
+def folder_of(root: Path, images: Path, classes: dict[str, str]) -> Path:
+    """A reference: its class folders, and the class of ``images`` that each is a copy of."""
+    for name, like in classes.items():
+        shutil.copytree(images / like, root / name)
+    return root
+
+
+@pytest.fixture
+def copied(packed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(packed.parent / "workspace", tmp_path / "workspace"))
+
+
+def test_a_reference_is_a_random_draw_of_its_folder(
+    run: Path, copied: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    reference = folder_of(tmp_path / "reference", image_folder, {"cat": "cat", "dog": "dog"})
+    result = measure(run, copied, reference=reference, reference_images=30)
+    assert result.report["protocol"]["reference_images"] == 30
+    drawn = [labels for path in (copied / "reference").glob("*/labels.npy") if len(labels := np.load(path)) == 30]
+    # The first 30 of the sorted keys are cats.
+    assert [set(labels.tolist()) for labels in drawn] == [{0, 1}]
+
+
+def test_classes_of_a_reference_are_joined_by_what_the_data_calls_them(
+    run: Path, copied: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    known = folder_of(tmp_path / "known", image_folder, {"dog": "dog", "sea lion": "sea lion"})
+    # A class that comes first in the alphabet moves all positions.
+    more = folder_of(tmp_path / "more", image_folder, {"aardvark": "cat", "dog": "dog", "sea lion": "sea lion"})
+    foreign = folder_of(tmp_path / "foreign", image_folder, {"x": "cat", "y": "dog"})
+    names = ("generated", "replay")
+    few = measure(run, copied, reference=known)
+    found = measure(run, copied, reference=more)
+    assert [rows_of(few)[n]["class_distance"] for n in names] == [rows_of(found)[n]["class_distance"] for n in names]
+    assert rows_of(few)["replay"]["distance"] != rows_of(found)["replay"]["distance"]
+    assert any("1 classes of the reference" in note for note in found.report["notes"])
+    none = measure(run, copied, reference=foreign)
+    assert {row["class_distance"] for row in none.report["rows"]} == {None}
+    assert any("No class of the reference" in note for note in none.report["notes"])
+
+
+def test_the_judge_learns_from_the_scored_images_whatever_the_reference(
+    run: Path, copied: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "train_classifier", partial(train_classifier, steps=5))
+    # One class: no classifier could be trained on it.
+    reference = folder_of(tmp_path / "reference", image_folder, {"cat": "cat"})
+    shutil.rmtree(copied / "judge", ignore_errors=True)
+    shutil.copytree(image_folder / "cat", reference / "cat" / "copies")
+    result = measure(run, copied, reference=reference)
+    assert read_json(copied / "judge" / "stage.json")["summary"]["images"] == 95
+    # Each image is there twice: a floor image's copy must not be measured against either.
+    assert rows_of(result)["real"]["in_reference"] == 0
+    assert rows_of(result)["real"]["reference_n"] < 80 - rows_of(result)["real"]["n"]
+
+
+@pytest.mark.parametrize(("text", "vision"), [(None, "none"), ("none", None), ("none", "none")])
+def test_the_cost_of_what_is_attached_is_counted(
+    copied: Path, tmp_path: Path, text: str | None, vision: str | None
+) -> None:
+    """None attaches the default, which took no time that is worth rounding; so each record is given a cost."""
+    for path in (copied / "attachments").glob("*/*/stage.json"):
+        record = read_json(path)
+        write_json(path, {**record, "cost": {"seconds": 2.0 if record["kind"].startswith("text") else 3.0}})
+    request = pack_request(copied, tmp_path / "shards", per_class=4, text=text, vision=vision)
+    pipeline.pack(request)
+    seconds = fid._attachment_seconds(Workspace(copied), open_artifact(tmp_path / "shards"))
+    assert seconds == {(None, "none"): 2.0, ("none", None): 3.0, ("none", "none"): None}[text, vision]

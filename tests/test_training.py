@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +18,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from killing import run_and_kill
 
-from d2c import checkpoint, pipeline, training
+from d2c import checkpoint, loading, pipeline, training
 from d2c.errors import D2CError, UsageError
+from d2c.generator import Generator
 from d2c.loading import Loader, global_batch
-from d2c.progress import Progress
+from d2c.progress import Bar, Progress, Silent
 from d2c.recipe import RECIPES, recipe
 from d2c.runs import CHECKPOINTS, STATS, WEIGHTS, Run
+from d2c.runtime import Ranks
 from d2c.training import TrainingConfig
-from formats import open_artifact
+from formats import IntegrityError, open_artifact
 
 
 @given(samples=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 3))
@@ -63,6 +69,42 @@ def test_memory_mapped_and_resident_batches_are_equal(packed: Path) -> None:
         assert torch.equal(one.tokens, two.tokens)
 
 
+def test_columns_reach_the_device_in_pieces(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = open_artifact(packed)
+    options: dict[str, Any] = {"batch_size": 12, "seed": 0, "device": torch.device("cpu"), "token_column": "scorer"}
+    whole = Loader(artifact, **options).batch(0)
+    sizes: list[int] = []
+    stack = artifact.stack
+
+    def noted(column: str, rows: Any) -> np.ndarray[Any, Any]:
+        sizes.append(stack(column, rows).nbytes)
+        return stack(column, rows)
+
+    monkeypatch.setattr(artifact, "stack", noted)
+    most = 2 * max(column.nbytes for column in artifact.columns)
+    monkeypatch.setattr(loading, "STAGED", most)
+    pieces = Loader(artifact, **options).batch(0)
+    assert max(sizes) <= most
+    assert pieces.tokens is not None
+    assert whole.tokens is not None
+    assert torch.equal(pieces.raw, whole.raw)
+    assert torch.equal(pieces.tokens, whole.tokens)
+
+
+def test_columns_stay_on_disk_where_they_would_crowd_out_the_rest(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = open_artifact(packed)
+    size = sum(column.nbytes * len(artifact) for column in artifact.columns if column.name == "latent")
+    options: dict[str, Any] = {"batch_size": 4, "seed": 0, "device": torch.device("cpu")}
+    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 2 * size / 0.4 + 100}  # the half of it is taken for free
+    monkeypatch.setattr("os.sysconf", pages.__getitem__)
+    assert Loader(artifact, **options).resident
+    assert not Loader(artifact, **options, world=2).resident
+    pages["SC_PHYS_PAGES"] -= 200
+    assert not Loader(artifact, **options).resident
+
+
 def test_a_batch_that_ranks_cannot_share_names_those_that_can(packed: Path) -> None:
     with pytest.raises(D2CError, match=r"\[1, 2, 4\]"):
         Loader(open_artifact(packed), batch_size=4, seed=0, device=torch.device("cpu"), world=3)
@@ -80,6 +122,33 @@ def train(asked: TrainingConfig, progress: Progress | None = None) -> training.R
 
 def run(asked: TrainingConfig, progress: Progress) -> None:
     train(asked, progress)
+
+
+class Between(Silent):
+    """Progress that does something whenever the loop reports."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action = action
+
+    def bar(self, label: str, total: int, unit: str, done: int = 0) -> Bar:
+        bar, action = super().bar(label, total, unit, done), self.action
+
+        class Acting:
+            def __enter__(self) -> Bar:
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                return None
+
+            def advance(self, count: int = 1, note: str = "") -> None:
+                bar.advance(count, note)
+                action()
+
+        return Acting()
+
+
+def stop() -> None:
+    raise ProcessLookupError
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +189,177 @@ def test_a_finished_run_is_left_alone(packed: Path, undisturbed: Path) -> None:
     assert training.plan(config(packed, undisturbed)).done
     train(config(packed, undisturbed))
     assert (undisturbed / WEIGHTS).stat().st_mtime_ns == before
+
+
+def test_a_finished_run_that_was_asked_for_more_and_killed_is_unfinished(packed: Path, tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    short = config(packed, tmp_path / "run", steps=4)
+    first = train(short)
+    weights = (first.path / WEIGHTS).read_bytes()
+    assert Generator.open(first.path, cpu).identity["recipe"]["steps"] == first.steps == 4
+    with pytest.raises(ProcessLookupError):
+        train(config(packed, tmp_path / "run", steps=3000), Between(stop))
+    with pytest.raises(D2CError, match="stopped before its last step"):
+        Generator.open(first.path, cpu)
+    again = train(short)
+    assert (again.steps, again.passes_per_image) == (4, 2.0)
+    assert Generator.open(first.path, cpu).identity["recipe"]["steps"] == 4
+    assert (first.path / WEIGHTS).read_bytes() == weights
+    assert [line["step"] for line in Run(first.path).stats()] == [2, 4]
+
+
+def test_fewer_steps_than_a_run_has_taken_are_refused(packed: Path, undisturbed: Path) -> None:
+    with pytest.raises(D2CError, match="12 steps taken, 4 asked for"):
+        training.plan(config(packed, undisturbed, steps=4))
+
+
+def test_a_plan_that_another_process_has_overtaken_is_refused(packed: Path, tmp_path: Path) -> None:
+    late = training.plan(config(packed, tmp_path / "run", steps=2))
+    train(config(packed, tmp_path / "run", steps=4))
+    with pytest.raises(D2CError, match="4 steps taken, 2 asked for"):
+        training.run(late)
+    assert Run(tmp_path / "run").finished_steps() == 4
+
+
+def test_one_run_is_trained_by_one_process_at_a_time(packed: Path, tmp_path: Path) -> None:
+    asked = config(packed, tmp_path / "run", steps=2)
+    refused: list[D2CError] = []
+
+    def second() -> None:
+        with pytest.raises(D2CError, match=r"another process is training this run(.|\n)*--out") as caught:
+            train(replace(asked, overwrite=True))
+        refused.append(caught.value)
+
+    train(asked, Between(second))
+    assert len(refused) == 1
+    assert [line["step"] for line in Run(tmp_path / "run").stats()] == [2]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_bytes_follow_the_threads_asked_for_and_not_the_machine(packed: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+    numbers = {"batch_size": 48}
+    for name, cores, threads in (("all", 2, None), ("one", 2, 1), ("alone", 1, 1)):
+        torch.set_num_threads(cores)
+        asked = config(packed, tmp_path / name, steps=2, numbers=numbers, threads=threads)
+        train(asked, Between(lambda: seen.append(torch.get_num_threads())))
+        assert torch.get_num_threads() == cores
+    assert seen == [2, 1, 1]
+    assert (tmp_path / "one" / WEIGHTS).read_bytes() == (tmp_path / "alone" / WEIGHTS).read_bytes()
+    with pytest.raises(D2CError, match="threads: 1 -> none"):
+        training.plan(config(packed, tmp_path / "one", steps=2, numbers=numbers))
+
+
+def threads_of(asked: TrainingConfig, world: int) -> int:
+    with training._threads(asked, Ranks(world=world)):
+        return torch.get_num_threads()
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_processes_that_share_the_cores_take_one_thread_each(packed: Path, tmp_path: Path) -> None:
+    asked = config(packed, tmp_path)
+    assert [threads_of(asked, 1), threads_of(asked, 2), threads_of(replace(asked, threads=3), 2)] == [2, 1, 3]
+
+
+def test_fp16_follows_fp32_and_resumes_to_the_same_bytes(packed: Path, tmp_path: Path, undisturbed: Path) -> None:
+    whole = train(config(packed, tmp_path / "whole", precision="fp16"))
+    for one, other in zip(Run(whole.path).stats(), Run(undisturbed).stats(), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=0.1)  # 65,536 times as much while scaled
+    train(config(packed, tmp_path / "run", precision="fp16", steps=8))
+    train(config(packed, tmp_path / "run", precision="fp16"))
+    for name in (WEIGHTS, STATS, f"{CHECKPOINTS}/00000012.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (whole.path / name).read_bytes(), name
+    newest = checkpoint.latest(whole.path / CHECKPOINTS)
+    assert newest is not None
+    assert newest.facts["scaler"]["_growth_tracker"] == 12
+
+
+def test_fp16_steps_that_overflow_are_skipped_until_the_scale_fits(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**24))
+    path = train(config(packed, tmp_path / "run", precision="fp16", steps=24)).path
+    stats = Run(path).stats()
+    assert stats[0]["grad_norm"] == 0
+    assert stats[-1]["grad_norm"] > 0
+    assert stats[-1]["loss"] < stats[0]["loss"]
+
+
+def test_fp16_steps_that_all_overflow_are_divergence(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**-15))
+    with pytest.raises(D2CError, match=r"diverged(.|\n)*--precision fp32"):
+        train(config(packed, tmp_path / "run", precision="fp16", steps=2))
+
+
+def test_a_slow_run_saves_its_state_by_the_clock(packed: Path, tmp_path: Path) -> None:
+    asked = config(packed, tmp_path / "run", checkpoint_every=1000, checkpoint_minutes=1e-9, steps=6)
+    saved: list[int] = []
+    train(asked, Between(lambda: saved.append(checkpoint.newest_step(tmp_path / "run" / CHECKPOINTS))))
+    assert saved == [0, 2, 4]
+
+
+def test_a_resumed_run_does_not_keep_the_loaded_state(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config(packed, tmp_path / "run", steps=2))
+    read, loaded = checkpoint.latest, []
+    alive: list[bool] = []
+
+    def latest(folder: Path) -> checkpoint.State | None:
+        state = read(folder)
+        assert state is not None
+        loaded.append(weakref.ref(state))
+        return state
+
+    monkeypatch.setattr(checkpoint, "latest", latest)
+    train(config(packed, tmp_path / "run", steps=4), Between(lambda: alive.append(loaded[0]() is not None)))
+    assert (len(loaded), alive) == (1, [False])
+
+
+def test_a_run_whose_artifact_moved_knows_where_it_is_once_asked_again(packed: Path, tmp_path: Path) -> None:
+    shards, folder = tmp_path / "project" / "shards", tmp_path / "project" / "runs" / "a"
+    shutil.copytree(packed, shards)
+    train(config(shards, folder, steps=2))
+    (tmp_path / "project").rename(tmp_path / "moved")
+    folder, shards = tmp_path / "moved" / "runs" / "a", tmp_path / "moved" / "shards"
+    assert Run(folder).artifact() == shards
+    shards.rename(tmp_path / "elsewhere")
+    train(config(tmp_path / "elsewhere", folder, steps=2))
+    assert Run(folder).artifact() == tmp_path / "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("gpus", 0),
+        ("log_every", 0),
+        ("checkpoint_every", -1),
+        ("checkpoint_minutes", 0.0),
+        ("threads", 0),
+        ("steps", 0),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused_by_name(tmp_path: Path, name: str, value: Any) -> None:
+    options = {"numbers": {name: value}} if name == "steps" else {name: value}
+    with pytest.raises(UsageError, match=f"{name} must be positive"):
+        config(tmp_path, tmp_path, **options)
+
+
+def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="auto, fp32, bf16, fp16"):
+        config(tmp_path, tmp_path, precision="fp8")
 
 
 def test_two_ranks_train_the_model_of_one(packed: Path, tmp_path: Path, undisturbed: Path) -> None:
@@ -167,10 +407,6 @@ def test_an_artifact_without_attachments_trains_and_says_what_it_lacks(workspace
 
 
 def test_a_corrupt_shard_stops_training_before_it_learns_from_it(packed: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from formats import IntegrityError
-
     damaged = Path(shutil.copytree(packed, tmp_path / "shards"))
     shard = sorted((damaged / "shards").glob("*.tar"))[1]
     data = bytearray(shard.read_bytes())

@@ -1,0 +1,65 @@
+"""What `d2c verify` returns to a script: 0 sound, 3 damaged, 4 newer than this release, 1 not there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from d2c_cli.app import app
+from formats.files import read_json, write_json
+from formats.hashing import sha256_file
+
+
+def verify(*args: str | Path) -> tuple[int, dict[str, Any], str]:
+    result = CliRunner().invoke(app, ["verify", *map(str, args), "--json"], prog_name="d2c", catch_exceptions=False)
+    return result.exit_code, json.loads(result.stdout), result.stderr
+
+
+@pytest.fixture
+def shards(packed: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(packed, tmp_path / "shards"))
+
+
+@pytest.mark.parametrize("level", ["quick", "default", "deep"])
+def test_a_sound_artifact_is_0(shards: Path, level: str) -> None:
+    code, document, _ = verify(shards, "--level", level)
+    assert (code, document["ok"], document["faults"]) == (0, True, [])
+
+
+def test_a_flipped_bit_is_3_where_the_level_looks_at_bytes(shards: Path) -> None:
+    shard = next((shards / "shards").iterdir())
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.write_bytes(data)
+    assert verify(shards, "--level", "quick")[0] == 0
+    code, document, _ = verify(shards)
+    assert (code, document["ok"]) == (3, False)
+    assert document["faults"][0]["path"] == f"shards/{shard.name}"
+
+
+def test_a_folder_that_is_no_artifact_is_3(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, document, _ = verify(tmp_path / "empty")
+    assert (code, document["faults"][0]["kind"]) == (3, "missing")
+
+
+def test_a_newer_artifact_is_4(shards: Path) -> None:
+    manifest, sums = shards / "manifest.json", shards / "SHA256SUMS"
+    before = sha256_file(manifest)
+    content = read_json(manifest)
+    write_json(manifest, {**content, "format": {**content["format"], "version": "2.0"}})
+    sums.write_text(sums.read_text().replace(before, sha256_file(manifest)))
+    code, document, message = verify(shards)
+    assert (code, document["ok"], document["error"]["kind"]) == (4, False, "VersionError")
+    assert "2.0" in message
+
+
+def test_no_artifact_is_1(tmp_path: Path) -> None:
+    code, document, message = verify(tmp_path / "nowhere")
+    assert (code, document["ok"]) == (1, False)
+    assert "there is no artifact here" in message
