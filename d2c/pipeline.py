@@ -19,6 +19,7 @@ from d2c.recipe import Recipe, recipe, without_attachments
 from d2c.runs import Run
 from d2c.runtime import resolve_device, resolve_precision
 from d2c.selection import Method, SelectionConfig
+from d2c.sit import model_spec
 from d2c.sources import Source, open_source
 from d2c.workspace import Workspace
 from formats.hashing import xxh3_json
@@ -166,10 +167,13 @@ def plan_scorer(request: ScoreRequest, source: Source, codec: str, size: int) ->
     numbers = recipe("small" if small else "sit", steps=request.scorer_steps or (2_000 if small else 20_000))
     plain = without_attachments(numbers)
     device = resolve_device(request.device)
+    latent = open_codec(codec, size, torch.device("cpu")).spec
+    # Checked before anything is packed for it.
+    model_spec(model, latent.size, latent.channels, len(source.classes))
     asked = {
         "model": model,
         "recipe": repr(plain),
-        "codec": open_codec(codec, size, torch.device("cpu")).spec.to_dict(),
+        "codec": latent.to_dict(),
         "precision": resolve_precision(request.precision, device),
         "seed": request.seed,
         "source": source.digest,

@@ -237,7 +237,7 @@ def test_specs() -> None:
     [
         ({"height": 3}, "unknown fields height"),
         ({"objective": "x0"}, "neither"),
-        ({"heads": 3}, "3 heads"),
+        ({"heads": 5}, "5 heads"),
         ({"align_depth": 9}, "1..4"),
     ],
 )
