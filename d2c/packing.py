@@ -18,8 +18,9 @@ import torch
 from d2c import __version__, readback, runtime
 from d2c import picks as picked
 from d2c.config import differences, execution, identity
+from d2c.contents import Contents
 from d2c.errors import D2CError, UsageError
-from d2c.latents import LatentCodec, LatentSpec, open_codec
+from d2c.latents import LatentCodec, open_codec
 from d2c.picks import Picks
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
@@ -29,11 +30,10 @@ from d2c.workspace import Workspace
 from formats import open_artifact, verify
 from formats.files import read_json
 from formats.hashing import xxh3, xxh3_json
-from formats.schema import ClassRow, Column
+from formats.schema import LATENT, ClassRow
 from formats.shards import Sample
 from formats.writer import ArtifactWriter
 
-LATENT = "latent"
 ENCODE_BATCH = 32
 """Images per codec call. Part of the bytes: another batch may round the VAE's sums another way."""
 
@@ -62,44 +62,6 @@ class PackingConfig:
             raise UsageError("unknown container", found=self.container, expected="tar or parquet")
         if self.shards is not None and self.shards < 1:
             raise UsageError("an artifact needs at least one shard", found=self.shards)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """What goes into the artifact, gathered from the stages before."""
-
-    source: Path
-    codec: str
-    size: int
-    picks: Picks
-    classes: list[dict[str, Any]]
-    fields: dict[str, Any]
-    """Manifest fields that say where everything came from."""
-    text: Path | None = None
-    tokens: VisionTokens | None = None
-    unscored: bool = False
-    """The images were never read before: an unreadable one is left out, not an error."""
-
-    @property
-    def latent(self) -> LatentSpec:
-        return LatentSpec.from_dict(self.fields["latent"])
-
-    @property
-    def token_column(self) -> str:
-        return str(self.fields["encoders"]["vision"]["column"])
-
-    @property
-    def columns(self) -> list[Column]:
-        spec = self.latent
-        columns = [Column(LATENT, spec.dtype, (len(spec.moments), spec.channels, spec.size, spec.size))]
-        if self.tokens is not None:
-            columns.append(Column(self.token_column, "f2", self.tokens.shape))
-        return columns
-
-    @property
-    def bytes(self) -> int:
-        """Payload bytes of the finished artifact."""
-        return len(self.picks) * sum(column.nbytes for column in self.columns)
 
 
 @dataclass(frozen=True, kw_only=True)
