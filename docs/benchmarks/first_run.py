@@ -74,8 +74,8 @@ def main(out: Path) -> None:
     print(compare("attaching (random with against random without)", distances["random"], distances["random-plain"]))
     print(compare("selecting (interval against random, both attached)", distances["interval"], distances["random"]))
     print(
-        "\nWith 3 seeds an arm, a difference counts here from 2.8 standard errors (5 %, Student's t). Scores of pixels are"
-    )
+    print("\nWith 3 seeds an arm, a difference counts from 2.8 standard errors (5 %, Student's t). Scores of")
+    print("pixels are mostly texture: this says little about interval sampling in a latent space.")
     print("mostly texture: this says little about interval sampling in a latent space.")
     print("\nHow to read the distance, from rows that need no model:\n")
     anchors = [[name, f"{row['n']:,}", f"{row['distance']:.3f}"] for name, row in rows.items() if name != "generated"]
