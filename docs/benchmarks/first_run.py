@@ -73,10 +73,8 @@ def main(out: Path) -> None:
     distances = {arm: [report["rows"][0]["distance"] for report in reports[arm]] for arm in ARMS}
     print(compare("attaching (random with against random without)", distances["random"], distances["random-plain"]))
     print(compare("selecting (interval against random, both attached)", distances["interval"], distances["random"]))
-    print(
     print("\nWith 3 seeds an arm, a difference counts from 2.8 standard errors (5 %, Student's t). Scores of")
     print("pixels are mostly texture: this says little about interval sampling in a latent space.")
-    print("mostly texture: this says little about interval sampling in a latent space.")
     print("\nHow to read the distance, from rows that need no model:\n")
     anchors = [[name, f"{row['n']:,}", f"{row['distance']:.3f}"] for name, row in rows.items() if name != "generated"]
     print(table(["images", "n", space], anchors))
