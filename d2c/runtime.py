@@ -9,7 +9,7 @@ import tempfile
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
@@ -106,12 +106,17 @@ def rng(*parts: object) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(seed_of(*parts)))
 
 
-@contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
+def one_thread(device: torch.device) -> AbstractContextManager[None]:
     """Run CPU arithmetic on one thread: sums must not depend on how many processes share the cores."""
+    return cpu_threads(device, 1)
+
+
+@contextmanager
+def cpu_threads(device: torch.device, count: int | None) -> Iterator[None]:
+    """Run CPU arithmetic on ``count`` threads; None leaves torch's own number, and so does a GPU."""
     before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
+    if count and device.type == "cpu":
+        torch.set_num_threads(count)
     try:
         yield
     finally:

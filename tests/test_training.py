@@ -247,7 +247,7 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("two_threads")
 def test_bytes_follow_the_threads_asked_for_and_not_the_machine(packed: Path, tmp_path: Path) -> None:
     seen: list[int] = []
-    numbers = {"batch_size": 48}
+    numbers = {"batch_size": 64}
     for name, cores, threads in (("all", 2, None), ("one", 2, 1), ("alone", 1, 1)):
         torch.set_num_threads(cores)
         asked = config(packed, tmp_path / name, steps=2, numbers=numbers, threads=threads)
@@ -259,15 +259,13 @@ def test_bytes_follow_the_threads_asked_for_and_not_the_machine(packed: Path, tm
         training.plan(config(packed, tmp_path / "one", steps=2, numbers=numbers))
 
 
-def threads_of(asked: TrainingConfig, world: int) -> int:
-    with training._threads(asked, Ranks(world=world)):
-        return torch.get_num_threads()
+def test_small_steps_and_processes_that_share_the_cores_take_one_thread(packed: Path, tmp_path: Path) -> None:
+    def threads(world: int, **options: Any) -> int | None:
+        plan = training.plan(config(packed, tmp_path, **options))
+        return training._threads(plan, Ranks(world=world))
 
-
-@pytest.mark.usefixtures("two_threads")
-def test_processes_that_share_the_cores_take_one_thread_each(packed: Path, tmp_path: Path) -> None:
-    asked = config(packed, tmp_path)
-    assert [threads_of(asked, 1), threads_of(asked, 2), threads_of(replace(asked, threads=3), 2)] == [2, 1, 3]
+    large = {"numbers": {"batch_size": 64}}
+    assert [threads(1), threads(1, **large), threads(2, **large), threads(2, threads=3)] == [1, None, 1, 3]
 
 
 def test_fp16_follows_fp32_and_resumes_to_the_same_bytes(packed: Path, tmp_path: Path, undisturbed: Path) -> None:
