@@ -151,7 +151,8 @@ def _is_scorer(vision: str | None) -> bool:
 
 def _stamp(encoder: str | None) -> str:
     """Changes when a weights file or folder that an encoder's name points to does; empty for what the hub keeps."""
-    paths = [Path(part).expanduser() for part in (encoder or "").split(":") if part]
+    # The first word names the family, even where a folder of that name lies about.
+    paths = [Path(part).expanduser() for part in (encoder or "").split(":")[1:] if part]
     files = [
         file for path in paths if path.exists() for file in ([path] if path.is_file() else sorted(path.rglob("*")))
     ]

@@ -114,14 +114,6 @@ def center_crop(image: Image.Image, size: int) -> npt.NDArray[np.uint8]:
     return np.array(image.crop((left, top, left + size, top + size)), dtype=np.uint8)
 
 
-def to_float(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """u1 [N, H, W, 3] -> f4 [N, 3, H, W] in [-1, 1]: ``x / 127.5 - 1``."""
-    scaled: npt.NDArray[np.float32] = pixels.transpose(0, 3, 1, 2).astype(np.float32, order="C")
-    scaled /= np.float32(127.5)
-    scaled -= np.float32(1)
-    return scaled
-
-
 def _resize(image: Image.Image, width: int, height: int, kernel: Image.Resampling) -> Image.Image:
     # Across, then down, each rounded to bytes: what Pillow did in one call until 13.0, which goes down first on
     # tall pictures. Two calls give the pixels of published work, and the same ones, under every version.

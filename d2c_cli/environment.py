@@ -48,5 +48,6 @@ def prepare() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     raise InterruptedRunError(
-        f"stopped by {signal.Signals(number).name}", hint="run the same command again: it goes on where it stopped"
+        f"stopped by {signal.Signals(number).name}",
+        hint="run the same command again: it goes on from its last finished part or checkpoint",
     )

@@ -71,7 +71,7 @@ def test_a_stopped_run_says_so_in_one_line_and_goes_on(tmp_path: Path, monkeypat
     assert code == 75
     assert errors.splitlines()[-2:] == [
         "error: stopped by SIGTERM",
-        "  try: run the same command again: it goes on where it stopped",
+        "  try: run the same command again: it goes on from its last finished part or checkpoint",
     ]
     assert "Traceback" not in errors
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from images_fixture import encoded, jpeg, picture, pixels, png
 from PIL import Image, ImageFile, ImageOps
 
-from d2c.images import BadImage, center_crop, decode, stored_size, to_float
+from d2c.images import BadImage, center_crop, decode, stored_size
 
 U8 = npt.NDArray[np.uint8]
 
@@ -117,17 +117,6 @@ def test_crop_takes_the_middle_of_an_asymmetric_picture() -> None:
 def test_crop_of_a_thread_thin_picture_is_refused() -> None:
     with pytest.raises(BadImage, match="elongated"):
         center_crop(Image.new("RGB", (8000, 1)), 256)
-
-
-def test_to_float_spans_minus_one_to_one() -> None:
-    batch = np.stack([pixels(4, 5), np.zeros((5, 4, 3), np.uint8), np.full((5, 4, 3), 255, np.uint8)])
-    floats = to_float(batch)
-    assert floats.dtype == np.float32
-    assert floats.flags["C_CONTIGUOUS"]
-    assert floats.shape == (3, 3, 5, 4)
-    assert (floats[1] == -1).all()
-    assert (floats[2] == 1).all()
-    np.testing.assert_array_equal(np.rint((floats + 1) * 127.5).transpose(0, 2, 3, 1), batch)
 
 
 # Kinds of pictures.
