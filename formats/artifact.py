@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from formats.checks import Checked, quick_check
+from formats.codecs import decode
 from formats.encoding import Sample
 from formats.errors import FormatError, IntegrityError
 from formats.files import read_json, read_table
@@ -21,7 +22,7 @@ from formats.hashing import xxh3, xxh3_array
 from formats.index import shard_rows
 from formats.layout import INDEX, SELECTION
 from formats.npy import read_npy
-from formats.schema import ClassRow, Column
+from formats.schema import RECIPE, RMS, ArrayRecord, ClassRow, Column
 
 _MOST_SHOWN = 5
 
@@ -69,11 +70,13 @@ class Artifact:
         self.labels: np.ndarray[Any, np.dtype[np.int32]] = index["label"].to_numpy()
         self._parsed = parsed
         self._verify = verify
-        self._shard_of, _, _ = shard_rows(parsed, index)
         self._number = {column.name: i for i, column in enumerate(parsed.columns)}
-        self._offsets = [index[f"{column.name}.offset"].to_numpy() for column in parsed.columns]
+        if parsed.container != RECIPE:
+            self._shard_of, _, _ = shard_rows(parsed, index)
+            self._offsets = [index[f"{column.name}.offset"].to_numpy() for column in parsed.columns]
         self._digests = [index[f"{column.name}.xxh3"].chunk(0) for column in parsed.columns]
         self._touched = np.zeros((len(parsed.columns), len(index)), dtype=bool)
+        self._codec_arrays: dict[tuple[str, str], np.ndarray[Any, Any]] = {}
         self._maps: list[mmap.mmap | None] = [None] * len(parsed.shards)
 
     def __len__(self) -> int:
@@ -86,10 +89,10 @@ class Artifact:
     def array(self, i: int, column: str) -> np.ndarray[Any, Any]:
         """Sample ``i``'s array of ``column``, as stored: a read-only view of the mapped shard, shape as the column's.
 
-        In Parquet shards the view may be unaligned; `stack` gives aligned memory.
+        In Parquet shards the view may be unaligned; `stack` gives aligned memory, `values` decoded arrays.
 
         Raises:
-            FormatError: there is no such column.
+            FormatError: there is no such column, or the artifact is a recipe, which holds no arrays.
             IntegrityError: the bytes are not those that were written.
         """
         number = self._column(column)
@@ -100,7 +103,7 @@ class Artifact:
     def stack(
         self, column: str, indices: Sequence[int] | np.ndarray[Any, Any], out: np.ndarray[Any, Any] | None = None
     ) -> np.ndarray[Any, Any]:
-        """Copy the arrays of ``indices`` into one array [n, *shape]: ``out``, or a new one.
+        """Copy the arrays of ``indices``, as stored, into one array [n, *shape]: ``out``, or a new one.
 
         Raises:
             FormatError: there is no such column, or ``out`` has another shape or dtype.
@@ -121,6 +124,32 @@ class Artifact:
             row[:] = np.frombuffer(self._bytes(i % size, number), np.uint8)
         return out
 
+    def values(self, column: str, indices: Sequence[int] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """What the arrays of ``indices`` mean: decoded to float32 [n, T, D] where the column has a codec, else `stack`.
+
+        Raises:
+            FormatError: there is no such column.
+            IntegrityError: the bytes are not those that were written.
+        """
+        record, stored = self.columns[self._column(column)], self.stack(column, indices)
+        if record.scale_column is None:
+            return stored
+        return decode(record.codec, stored, self.stack(record.scale_column, indices), self.codec_array(column, RMS))
+
+    def codec_array(self, column: str, role: str) -> np.ndarray[Any, Any]:
+        """An array that decoding ``column`` needs, hash checked: ``rms`` is float32 [D].
+
+        Raises:
+            FormatError: there is no such array.
+            IntegrityError: the bytes are not those that were written.
+        """
+        arrays = self.columns[self._column(column)].codec_arrays
+        if role not in arrays:
+            raise FormatError(f"column {column} has no such array", where=self.path, found=role, expected=list(arrays))
+        if (column, role) not in self._codec_arrays:
+            self._codec_arrays[column, role] = self._shared(arrays[role])
+        return self._codec_arrays[column, role]
+
     def info(self, i: int) -> dict[str, Any]:
         """The facts kept with sample ``i``: where it came from, its score and rank."""
         return dict(json.loads(self._info[i].as_py()))
@@ -130,14 +159,15 @@ class Artifact:
         return {column.name: self._digests[n][i].as_py() for n, column in enumerate(self.columns)}
 
     def sample(self, which: int | str) -> Sample:
-        """A sample by number or key.
+        """A sample by number or key; columns with a codec are decoded, and their scales left out.
 
         Raises:
             KeyError: no sample has this key.
             IntegrityError: the bytes are not those that were written.
         """
         i = self.position(which) if isinstance(which, str) else range(len(self))[which]
-        arrays = {column.name: self.array(i, column.name) for column in self.columns}
+        scales = {column.scale_column for column in self.columns}
+        arrays = {c.name: self.values(c.name, [i])[0] for c in self.columns if c.name not in scales}
         return Sample(self.index["key"][i].as_py(), int(self.labels[i]), arrays, self.info(i))
 
     def position(self, key: str) -> int:
@@ -158,20 +188,10 @@ class Artifact:
             FormatError: there is no such table.
             IntegrityError: the bytes are not those that were written.
         """
-        for record in self._parsed.tables:
-            if record.name == name:
-                array = read_npy(self.path / record.path)
-                if (array.dtype.str[1:], array.shape) != (record.dtype, record.shape) or (
-                    xxh3_array(array) != record.xxh3_128
-                ):
-                    raise IntegrityError(
-                        "a class table changed since it was written",
-                        where=self.path / record.path,
-                        hint="fetch this file again",
-                    )
-                return array
-        names = [record.name for record in self._parsed.tables]
-        raise FormatError("there is no such class table", where=self.path, found=name, expected=names)
+        tables = self._parsed.tables
+        if name not in tables:
+            raise FormatError("there is no such class table", where=self.path, found=name, expected=list(tables))
+        return self._shared(tables[name])
 
     @cached_property
     def selection(self) -> list[dict[str, Any]]:
@@ -182,12 +202,29 @@ class Artifact:
     def _info(self) -> pa.ChunkedArray:
         return read_table(self.path / INDEX, ["info"])["info"].combine_chunks()
 
+    def _shared(self, record: ArrayRecord) -> np.ndarray[Any, Any]:
+        array = read_npy(self.path / record.path)
+        same = (array.dtype.str[1:], array.shape) == (record.dtype, record.shape)
+        if not same or xxh3_array(array) != record.xxh3_128:
+            raise IntegrityError(
+                "a class table or codec array changed since it was written",
+                where=self.path / record.path,
+                hint="fetch this file again",
+            )
+        return array
+
     def _column(self, name: str) -> int:
         if name not in self._number:
             raise FormatError("there is no such column", where=self.path, found=name, expected=list(self._number))
         return self._number[name]
 
     def _bytes(self, i: int, number: int) -> memoryview:
+        if not self._maps:
+            raise FormatError(
+                "a recipe holds no arrays",
+                where=self.path,
+                hint=f"make them from your own copy of the images: d2c rebuild {self.path} --source DIR",
+            )
         shard = self._shard_of[i]
         mapped = self._maps[shard] or self._map(shard)
         start = int(self._offsets[number][i])

@@ -106,7 +106,7 @@ def _files(checked: Checked, manifest: Manifest, sums: dict[str, str]) -> None:
             faults.append(Fault("missing", record.path))
         elif (size := path.stat().st_size) != record.bytes:
             faults.append(Fault("size", record.path, found=f"{size} bytes", expected=f"{record.bytes} bytes"))
-    for needed in (INDEX, CLASSES, *(table.path for table in manifest.tables)):
+    for needed in (INDEX, CLASSES, *(array.path for array in manifest.arrays)):
         if needed not in listed:
             faults.append(Fault("manifest", MANIFEST, found=f"no record of {needed}"))
     for name in unlisted(root, set(listed)):
@@ -132,7 +132,7 @@ def _intact(checked: Checked, manifest: Manifest, name: str) -> bool:
 def _index(checked: Checked, manifest: Manifest) -> None:
     if not _intact(checked, manifest, INDEX):
         return
-    schema = index_schema(manifest.columns)
+    schema = index_schema(manifest.columns, manifest.container)
     wanted = [name for name in schema.names if name != "info"]
     try:
         table = read_table(checked.root / INDEX, wanted)
@@ -164,7 +164,7 @@ def _classes(checked: Checked, manifest: Manifest) -> None:
         wrong = [row.id for row, count in zip(checked.classes, counts, strict=True) if row.count != count]
         if wrong:
             checked.faults.append(Fault("class-table", CLASSES, found=f"counts unlike the labels: classes {wrong}"))
-    for table in manifest.tables:
+    for table in manifest.tables.values():
         if table.shape[0] != manifest.class_count:
             checked.faults.append(
                 Fault("class-table", table.path, found=f"{table.shape[0]} rows", expected=f"{manifest.class_count}")

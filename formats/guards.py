@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from formats.errors import FormatError
 from formats.files import read_json
 from formats.layout import MANIFEST, unlisted
-from formats.schema import RAW, ClassRow, Column
+from formats.schema import CODECS, ClassRow, Column
 from formats.version import FORMAT_NAME
 
 
@@ -27,8 +27,10 @@ def check_columns(columns: Sequence[Column], where: Path) -> None:
     if len(set(names)) != len(names):
         raise FormatError("two columns have the same name", where=where, found=names)
     for column in columns:
-        if column.codec != RAW:
-            raise FormatError("this codec cannot be written", where=where, found=column.codec, expected=RAW)
+        if column.codec not in CODECS:
+            raise FormatError("unknown codec", where=where, found=column.codec, expected=", ".join(CODECS))
+        if column.scale_column and column.scale_column not in names:
+            raise FormatError(f"column {column.name} lacks its scales", where=where, expected=column.scale_column)
 
 
 def check_replaceable(out: Path) -> None:

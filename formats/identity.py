@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from formats.hashing import xxh3, xxh3_json, xxh3_lines
-from formats.schema import ClassRow, Column, TableRecord
+from formats.schema import ArrayRecord, ClassRow, Column
 
 _SAMPLE = "d2c-sample-1\0"
 _CONTENT = "d2c-content-1"
@@ -28,10 +28,10 @@ def content_id(
     sample_ids: np.ndarray[Any, Any],
     columns: Sequence[Column],
     classes: Sequence[ClassRow],
-    tables: Sequence[TableRecord],
+    tables: Mapping[str, ArrayRecord],
     latent: Mapping[str, Any],
 ) -> str:
-    """xxh3-128 over the sorted sample ids, codecs, classes, class tables and latent constants.
+    """xxh3-128 over the sorted sample ids, codecs and their arrays, classes, class tables and latent constants.
 
     ``sample_ids`` is an array of 32-byte strings [N]. Counts of classes, names of files, provenance and the card are
     not part of it.
@@ -43,7 +43,7 @@ def _content(
     ordered: np.ndarray[Any, Any],
     columns: Sequence[Column],
     classes: Sequence[ClassRow],
-    tables: Sequence[TableRecord],
+    tables: Mapping[str, ArrayRecord],
     latent: Mapping[str, Any],
 ) -> Iterable[str]:
     yield _CONTENT
@@ -51,11 +51,17 @@ def _content(
         yield f"sample {identifier.decode()}"
     for column in sorted(columns, key=lambda column: column.name):
         yield f"codec {column.name} {column.codec}"
+        for role, array in sorted(column.codec_arrays.items()):
+            yield f"codec-array {column.name} {role} {_array(array)}"
     names = [[row.id, row.name, row.source_id, row.prompt] for row in classes]
     yield f"classes {xxh3_json(names)}"
-    for table in sorted(tables, key=lambda table: table.name):
-        yield f"table {table.name} {table.dtype} {_shape(table.shape)} {table.xxh3_128}"
+    for name, table in sorted(tables.items()):
+        yield f"table {name} {_array(table)}"
     yield f"latent {xxh3_json(dict(latent))}"
+
+
+def _array(record: ArrayRecord) -> str:
+    return f"{record.dtype} {_shape(record.shape)} {record.xxh3_128}"
 
 
 def _shape(shape: Sequence[int]) -> str:

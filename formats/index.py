@@ -13,36 +13,29 @@ from formats.encoding import Encoded
 from formats.identity import sample_id
 from formats.layout import INDEX
 from formats.report import Fault
-from formats.schema import Column, Manifest
+from formats.schema import RECIPE, Column, Container, Manifest
 
 
-def index_schema(columns: Sequence[Column]) -> pa.Schema:
-    """Columns of the index: one row per sample, in storage order."""
-    fields = [
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("label", pa.int32(), nullable=False),
-        pa.field("shard", pa.string(), nullable=False),
-        pa.field("row", pa.int32(), nullable=False),
-        pa.field("sample_id", pa.string(), nullable=False),
-        pa.field("info", pa.string(), nullable=False),
-    ]
+def index_schema(columns: Sequence[Column], container: Container) -> pa.Schema:
+    """Columns of the index: one row per sample, in storage order; a recipe knows no places."""
+    placed = container != RECIPE
+    fields = {"key": pa.string(), "label": pa.int32()}
+    if placed:
+        fields |= {"shard": pa.string(), "row": pa.int32()}
+    fields |= {"sample_id": pa.string(), "info": pa.string()}
     for column in columns:
-        fields += [
-            pa.field(f"{column.name}.offset", pa.int64(), nullable=False),
-            pa.field(f"{column.name}.nbytes", pa.int64(), nullable=False),
-            pa.field(f"{column.name}.xxh3", pa.string(), nullable=False),
-        ]
-    return pa.schema(fields)
+        if placed:
+            fields[f"{column.name}.offset"] = pa.int64()
+        fields |= {f"{column.name}.nbytes": pa.int64(), f"{column.name}.xxh3": pa.string()}
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in fields.items()])
 
 
-def index_row(sample: Encoded, columns: Sequence[Column], shard: str, row: int) -> dict[str, Any]:
-    """A sample's row of the index, but for the offsets, which only the container knows."""
+def index_row(sample: Encoded, columns: Sequence[Column]) -> dict[str, Any]:
+    """A sample's row of the index, but for its place, which only the container knows."""
     digests = {column.name: digest for column, digest in zip(columns, sample.digests, strict=True)}
     record: dict[str, Any] = {
         "key": sample.key,
         "label": sample.label,
-        "shard": shard,
-        "row": row,
         "sample_id": sample_id(sample.label, columns, digests),
         "info": sample.info,
     }
@@ -63,6 +56,14 @@ def index_faults(manifest: Manifest, table: pa.Table) -> list[Fault]:
     labels = table["label"].to_numpy()
     wrong = (labels < 0) | (labels >= manifest.class_count)
     faults += _rows(table, wrong, "a label that is no class", f"0 to {manifest.class_count - 1}")
+    for column in manifest.columns:
+        wrong = table[f"{column.name}.nbytes"].to_numpy() != column.nbytes
+        faults += _rows(table, wrong, f"another length of {column.name}", f"{column.nbytes} bytes")
+    return faults if manifest.container == RECIPE else faults + _place_faults(manifest, table)
+
+
+def _place_faults(manifest: Manifest, table: pa.Table) -> list[Fault]:
+    faults = []
     places, sizes, expected_rows = shard_rows(manifest, table)
     faults += _rows(table, places < 0, "a shard that the manifest does not list", None)
     if not (places < 0).any():
@@ -72,8 +73,8 @@ def index_faults(manifest: Manifest, table: pa.Table) -> list[Fault]:
             if count != shard.samples:
                 faults.append(Fault("index", shard.path, found=f"{count} rows", expected=f"{shard.samples} samples"))
         for column in manifest.columns:
-            offset, nbytes = table[f"{column.name}.offset"].to_numpy(), table[f"{column.name}.nbytes"].to_numpy()
-            wrong = (nbytes != column.nbytes) | (offset < 0) | (offset > sizes[places] - column.nbytes)
+            offset = table[f"{column.name}.offset"].to_numpy()
+            wrong = (offset < 0) | (offset > sizes[places] - column.nbytes)
             faults += _rows(table, wrong, f"a range of {column.name} that cannot be", f"{column.nbytes} bytes inside")
     return faults
 

@@ -18,26 +18,70 @@ from formats.version import check_version
 LATENT = "latent"
 """Name of the column that holds latents_raw."""
 
-RAW = "raw"
-"""The codec of columns whose values are stored as they are."""
+RAW, INT8, INT4 = "raw", "i8-chrms1", "u4-chrms1"
+"""Codecs: values as they are, or codes of 8 or 4 bits with a scale per token and an rms per channel."""
+
+CODECS = (RAW, INT8, INT4)
+
+RMS = "rms"
+"""The codec array of both: float32 [D]."""
 
 DTYPES = ("f2", "f4", "i1", "i2", "i4", "i8", "u1", "u2", "u4")
 RESERVED = ("key", "label", "json", "cls", "npy")
-CONTAINERS = {"tar": "shards", "parquet": "parquet"}
+RECIPE = "recipe"
+"""The container of an artifact whose shards stayed at home: ids, hashes and settings to rebuild it from."""
+
+CONTAINERS = {"tar": "shards", "parquet": "parquet", RECIPE: None}
 """Container -> folder of its shards."""
 
+_LARGEST = 2**31 - 1
+"""Bytes of one array: what Parquet's 32-bit lengths can say."""
 _COLUMN = re.compile(r"[a-z0-9_]{1,32}")
 _KEY = re.compile(r"[0-9a-z_-]{1,64}")
 
-Container = Literal["tar", "parquet"]
+_CODED = {INT8: "i1", INT4: "u1"}
+
+Container = Literal["tar", "parquet", "recipe"]
+
+
+@dataclass(frozen=True)
+class ArrayRecord:
+    """One .npy file that samples share: a class table (a row per class) or an array that a codec needs.
+
+    ``xxh3_128`` is that of the array's bytes, without the header.
+    """
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    xxh3_128: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record in the manifest."""
+        return {**asdict(self), "shape": list(self.shape)}
+
+    @staticmethod
+    def from_dict(record: Mapping[str, Any], where: str | Path, prefix: str) -> ArrayRecord:
+        """Parse a manifest record.
+
+        Raises:
+            FormatError: a field is missing or of the wrong kind.
+        """
+        fields = Fields(record, where, prefix)
+        shape = tuple(fields.numbers("shape"))
+        dtype = fields.text("dtype")
+        if dtype not in DTYPES or not shape or min(shape) < 1:
+            raise FormatError(f"{prefix} is no array of numbers", where=where, found=f"{dtype} {list(shape)}")
+        return ArrayRecord(fields.path("path"), dtype, shape, fields.digest("xxh3_128", 32))
 
 
 @dataclass(frozen=True)
 class Column:
     """One array per sample: ``dtype`` is a little-endian numpy type without its sign ("f2").
 
-    ``codec`` says how stored values become meaning; "raw": they are the values. ``codec_arrays`` names files shared by
-    all samples that decoding needs; ``fidelity`` is what encoding cost, measured on this artifact.
+    ``codec`` says how stored values become meaning (`formats.codecs`); "raw": they are the values. ``codec_arrays``
+    are what decoding needs besides, by role; ``scale_column`` names the column with a scale per token; ``fidelity`` is
+    what encoding cost, measured on this artifact.
 
     Raises:
         FormatError: a name, type or shape that the format does not allow.
@@ -47,7 +91,8 @@ class Column:
     dtype: str
     shape: tuple[int, ...]
     codec: str = RAW
-    codec_arrays: Mapping[str, str] = field(default_factory=dict)
+    codec_arrays: Mapping[str, ArrayRecord] = field(default_factory=dict)
+    scale_column: str | None = None
     fidelity: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -61,6 +106,19 @@ class Column:
             raise FormatError(f"column {self.name}: unknown dtype", found=self.dtype, expected=", ".join(DTYPES))
         if not self.shape or any(side < 1 for side in self.shape):
             raise FormatError(f"column {self.name}: impossible shape", found=self.shape, expected="positive sides")
+        if self.nbytes > _LARGEST:
+            raise FormatError(f"column {self.name}: impossible shape", found=self.shape, expected="less than 2 GiB")
+        if self.codec in _CODED and (len(self.shape) != 2 or self.dtype != _CODED[self.codec] or not self.scale_column):
+            raise FormatError(
+                f"column {self.name} does not fit its codec {self.codec}",
+                found=f"{self.dtype} {list(self.shape)}, scales in {self.scale_column}",
+                expected=f"{_CODED[self.codec]} of two dimensions, scales in another column",
+            )
+
+    @property
+    def values_shape(self) -> tuple[int, ...]:
+        """Shape of the decoded array: 4-bit codes lie two to a byte."""
+        return (self.shape[0], 2 * self.shape[1]) if self.codec == INT4 else self.shape
 
     @property
     def numpy(self) -> np.dtype[Any]:
@@ -73,7 +131,8 @@ class Column:
 
     def to_dict(self) -> dict[str, Any]:
         """The column's record in the manifest."""
-        return {**asdict(self), "shape": list(self.shape)}
+        arrays = {role: array.to_dict() for role, array in self.codec_arrays.items()}
+        return {**asdict(self), "shape": list(self.shape), "codec_arrays": arrays}
 
     @staticmethod
     def from_dict(record: Mapping[str, Any], where: str | Path) -> Column:
@@ -83,14 +142,18 @@ class Column:
             FormatError: a field is missing or of the wrong kind.
         """
         fields = Fields(record, where, "columns[]")
-        fidelity = record.get("fidelity")
+        arrays = Fields(fields.mapping("codec_arrays"), where, "columns[].codec_arrays")
         return Column(
             name=fields.text("name"),
             dtype=fields.text("dtype"),
             shape=tuple(fields.numbers("shape")),
             codec=fields.text("codec"),
-            codec_arrays=fields.mapping("codec_arrays"),
-            fidelity=None if fidelity is None else fields.mapping("fidelity"),
+            codec_arrays={
+                role: ArrayRecord.from_dict(arrays.mapping(role), where, f"columns[].codec_arrays.{role}")
+                for role in arrays.record
+            },
+            scale_column=None if record.get("scale_column") is None else fields.text("scale_column"),
+            fidelity=None if record.get("fidelity") is None else fields.mapping("fidelity"),
         )
 
 
@@ -121,17 +184,6 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class TableRecord:
-    """One class table: a .npy file with a row per class; ``xxh3_128`` is that of the array's bytes."""
-
-    name: str
-    path: str
-    dtype: str
-    shape: tuple[int, ...]
-    xxh3_128: str
-
-
-@dataclass(frozen=True)
 class Manifest:
     """The parsed manifest; ``raw`` is the whole document, fields unknown to this reader included."""
 
@@ -142,13 +194,23 @@ class Manifest:
     class_count: int
     columns: tuple[Column, ...]
     files: tuple[FileRecord, ...]
-    tables: tuple[TableRecord, ...]
+    tables: Mapping[str, ArrayRecord]
+    """Class tables by name."""
     latent: dict[str, Any]
 
     @property
     def shards(self) -> tuple[FileRecord, ...]:
         """Shards in storage order."""
         return tuple(record for record in self.files if record.samples is not None)
+
+    @property
+    def arrays(self) -> list[ArrayRecord]:
+        """Every .npy file of the artifact: class tables, then what codecs need."""
+        return [*self.tables.values(), *(array for c in self.columns for array in c.codec_arrays.values())]
+
+    def column(self, name: str) -> Column | None:
+        """The column called ``name``, None where there is none."""
+        return next((column for column in self.columns if column.name == name), None)
 
     def file(self, path: str) -> FileRecord | None:
         """The record of ``path``, None where the manifest does not list it."""
@@ -180,6 +242,8 @@ def parse_manifest(raw: Any, where: str | Path) -> Manifest:
     counts = Fields(fields.mapping("counts"), where, "counts")
     if container not in CONTAINERS:
         raise FormatError("unknown container", where=where, found=container, expected=" or ".join(CONTAINERS))
+    tables = fields.records("class_tables")
+    names = [Fields(table, where, "class_tables[]").text("name") for table in tables]
     manifest = Manifest(
         raw=raw,
         content_id=fields.text("content_id"),
@@ -188,25 +252,49 @@ def parse_manifest(raw: Any, where: str | Path) -> Manifest:
         class_count=counts.number("classes"),
         columns=tuple(Column.from_dict(record, where) for record in fields.records("columns")),
         files=tuple(_file(record, where) for record in fields.records("files")),
-        tables=tuple(_table(record, where) for record in fields.records("class_tables")),
+        tables={
+            name: ArrayRecord.from_dict(table, where, "class_tables[]")
+            for name, table in zip(names, tables, strict=True)
+        },
         latent=fields.mapping("latent"),
     )
-    for what, names in (
+    for what, listed in (
         ("columns", [column.name for column in manifest.columns]),
         ("files", [record.path for record in manifest.files]),
-        ("class_tables", [table.name for table in manifest.tables]),
+        ("class_tables", names),
     ):
-        if len(set(names)) != len(names):
-            raise FormatError(f"{what} name something twice", where=where, found=", ".join(names))
+        if len(set(listed)) != len(listed):
+            raise FormatError(f"{what} name something twice", where=where, found=", ".join(listed))
     for column in manifest.columns:
-        if column.codec != RAW and f"codec:{column.codec}" not in raw["format"].get("required_features", []):
-            raise FormatError("a codec must be a required feature", where=where, found=f"{column.name}: {column.codec}")
+        _check_codec(column, manifest, where)
     if not manifest.samples:
         raise FormatError("an artifact without samples", where=where, expected="at least one")
+    if container == RECIPE and f"container:{RECIPE}" not in raw["format"].get("required_features", []):
+        raise FormatError("a recipe must say so among its required features", where=where)
     folder = CONTAINERS[container]
-    if not manifest.columns or not all(shard.path.startswith(f"{folder}/") for shard in manifest.shards):
+    if not manifest.columns or not all(folder and shard.path.startswith(f"{folder}/") for shard in manifest.shards):
         raise FormatError("an artifact has columns, and one kind of shards", where=where, expected=f"{folder}/")
     return manifest
+
+
+def _check_codec(column: Column, manifest: Manifest, where: str | Path) -> None:
+    if column.codec == RAW:
+        return
+    if f"codec:{column.codec}" not in manifest.raw["format"].get("required_features", []):
+        raise FormatError("a codec must be a required feature", where=where, found=f"{column.name}: {column.codec}")
+    scale, rms = manifest.column(str(column.scale_column)), column.codec_arrays.get(RMS)
+    if (
+        scale is None
+        or rms is None
+        or (scale.codec, scale.dtype, scale.shape) != (RAW, "f2", column.shape[:1])
+        or (rms.dtype, rms.shape) != ("f4", column.values_shape[1:])
+    ):
+        raise FormatError(
+            f"column {column.name} lacks what its codec needs",
+            where=where,
+            found=f"scales {scale and scale.shape}, rms {rms and rms.shape}",
+            expected=f"a column f2 {list(column.shape[:1])} and an array f4 {list(column.values_shape[1:])}",
+        )
 
 
 def _file(record: Mapping[str, Any], where: str | Path) -> FileRecord:
@@ -217,16 +305,4 @@ def _file(record: Mapping[str, Any], where: str | Path) -> FileRecord:
         xxh3_128=fields.digest("xxh3_128", 32),
         sha256=fields.digest("sha256", 64),
         samples=fields.number("samples") if "samples" in record else None,
-    )
-
-
-def _table(record: Mapping[str, Any], where: str | Path) -> TableRecord:
-    fields = Fields(record, where, "class_tables[]")
-    Column(fields.text("name"), fields.text("dtype"), tuple(fields.numbers("shape")))
-    return TableRecord(
-        name=fields.text("name"),
-        path=fields.path("path"),
-        dtype=fields.text("dtype"),
-        shape=tuple(fields.numbers("shape")),
-        xxh3_128=fields.digest("xxh3_128", 32),
     )

@@ -10,7 +10,7 @@ from formats.encoding import Encoded, Sample, encode
 from formats.errors import FormatError
 from formats.files import atomic
 from formats.index import index_row
-from formats.schema import CONTAINERS, Column, Container
+from formats.schema import CONTAINERS, RECIPE, Column, Container
 from formats.shards_parquet import write_parquet
 from formats.shards_tar import write_tar
 
@@ -28,29 +28,36 @@ def write_shard(
     """Write ``samples`` in the order given, whole or not at all; one sample (Parquet: one row group) is held in memory.
 
     Returns the rows of the index: key, label, shard, row, sample_id, info, and per column ``<name>.offset`` of the
-    array's bytes in the file, ``<name>.nbytes`` and ``<name>.xxh3``.
+    array's bytes in the file, ``<name>.nbytes`` and ``<name>.xxh3``. For a recipe no file is written, and the rows
+    have no places.
 
     Raises:
         FormatError: a sample that does not fit the columns, a key that comes twice, facts that only some samples have.
     """
     rows: list[dict[str, Any]] = []
+    if container == RECIPE:
+        return [index_row(sample, columns) for sample in _checked(samples, columns, path.name)]
     shard = f"{path.parent.name}/{path.name}"
     write = {"tar": write_tar, "parquet": write_parquet}[container]
     with atomic(path) as temporary:
-        offsets = write(temporary, columns, _encoded(samples, columns, shard, rows))
-    for row, places in zip(rows, offsets, strict=True):
+        offsets = write(temporary, columns, _noting(_checked(samples, columns, shard), columns, rows))
+    for number, (row, places) in enumerate(zip(rows, offsets, strict=True)):
+        row.update({"shard": shard, "row": number})
         row.update({f"{column.name}.offset": place for column, place in zip(columns, places, strict=True)})
     return rows
 
 
-def _encoded(
-    samples: Iterable[Sample], columns: Sequence[Column], shard: str, rows: list[dict[str, Any]]
-) -> Iterator[Encoded]:
+def _checked(samples: Iterable[Sample], columns: Sequence[Column], shard: str) -> Iterator[Encoded]:
     seen: set[str] = set()
     for sample in samples:
         encoded = encode(sample, columns)
         if encoded.key in seen:
             raise FormatError("two samples have the same key", where=shard, found=encoded.key)
         seen.add(encoded.key)
-        rows.append(index_row(encoded, columns, shard, len(rows)))
         yield encoded
+
+
+def _noting(samples: Iterable[Encoded], columns: Sequence[Column], rows: list[dict[str, Any]]) -> Iterator[Encoded]:
+    for sample in samples:
+        rows.append(index_row(sample, columns))
+        yield sample

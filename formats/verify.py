@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 import pyarrow as pa
 
-from formats.checks import Checked, quick_check
+from formats.checks import quick_check
 from formats.errors import FormatError
 from formats.files import read_table
 from formats.hashing import sha256_file, xxh3, xxh3_array, xxh3_file
@@ -19,18 +19,20 @@ from formats.identity import content_id, sample_id
 from formats.layout import CLASSES, INDEX, MANIFEST
 from formats.npy import read_npy
 from formats.report import Fault, Report
-from formats.schema import LATENT, Column, FileRecord, Manifest, TableRecord
+from formats.schema import LATENT, ArrayRecord, Column, FileRecord, Manifest
 from formats.verify_parquet import parquet_faults
 from formats.verify_tar import Row, tar_faults, walk
 
 Level = Literal["quick", "default", "deep"]
 
 
-def verify(path: str | Path, level: Level = "default") -> Report:
+def verify(path: str | Path, level: Level = "default", progress: Callable[[int], None] | None = None) -> Report:
     """Find all faults of the artifact at ``path``; faults are returned, never raised, and nothing is repaired.
 
     ``quick``: manifest, file list both ways, sizes, index. ``default``: and xxh3 of every file, class tables, content
     id, tar headers. ``deep``: and sha256 of every file, every array (hash, finite, std > 0), container against index.
+    ``progress`` is told the bytes of each file of the manifest when it has been hashed.
+
     xxh3 finds accidents; only sha256 resists tampering, and only if SHA256SUMS itself is known from elsewhere.
 
     Raises:
@@ -54,9 +56,12 @@ def verify(path: str | Path, level: Level = "default") -> Report:
     counts["samples"] = 0 if checked.index is None else checked.index.num_rows
     if level != "quick":
         deep = level == "deep"
-        _files(report, root, manifest, deep)
+        _files(report, root, manifest, deep, progress or (lambda _: None))
         _tables(report, root, manifest)
-        _shards(report, checked, manifest, deep)
+        index = None if checked.index is None else _whole_index(report, checked.root)
+        if index is not None:
+            _ids(report, manifest, index)
+        _shards(report, checked.root, manifest, index, deep)
         if checked.index is not None and checked.classes:
             ids = np.asarray(checked.index["sample_id"].to_numpy(), dtype="S32")
             found = content_id(ids, manifest.columns, checked.classes, manifest.tables, manifest.latent)
@@ -65,7 +70,7 @@ def verify(path: str | Path, level: Level = "default") -> Report:
     return report
 
 
-def _files(report: Report, root: Path, manifest: Manifest, deep: bool) -> None:
+def _files(report: Report, root: Path, manifest: Manifest, deep: bool, progress: Callable[[int], None]) -> None:
     for record in manifest.files:
         path = root / record.path
         if not path.is_file() or path.stat().st_size != record.bytes:
@@ -76,16 +81,17 @@ def _files(report: Report, root: Path, manifest: Manifest, deep: bool) -> None:
             report.faults.append(Fault("hash", record.path, where, None, f"xxh3 {found}", f"xxh3 {record.xxh3_128}"))
         if deep and (found := sha256_file(path)) != record.sha256:
             report.faults.append(Fault("hash", record.path, where, None, f"sha256 {found}", f"sha256 {record.sha256}"))
+        progress(record.bytes)
 
 
 def _tables(report: Report, root: Path, manifest: Manifest) -> None:
-    for record in manifest.tables:
+    for record in manifest.arrays:
         path = root / record.path
         if path.is_file():
             report.faults.extend(_table_faults(path, record))
 
 
-def _table_faults(path: Path, record: TableRecord) -> list[Fault]:
+def _table_faults(path: Path, record: ArrayRecord) -> list[Fault]:
     try:
         array = read_npy(path)
     except FormatError as error:
@@ -101,13 +107,21 @@ def _table_faults(path: Path, record: TableRecord) -> list[Fault]:
     return faults
 
 
-def _shards(report: Report, checked: Checked, manifest: Manifest, deep: bool) -> None:
-    index = None if checked.index is None else _whole_index(report, checked.root)
+def _ids(report: Report, manifest: Manifest, index: pa.Table) -> None:
+    digests = {column.name: index[f"{column.name}.xxh3"].to_pylist() for column in manifest.columns}
+    rows = zip(*(index[name].to_pylist() for name in ("key", "label", "sample_id")), strict=True)
+    for row, (key, label, expected) in enumerate(rows):
+        found = sample_id(label, manifest.columns, {name: column[row] for name, column in digests.items()})
+        if found != expected:
+            report.faults.append(Fault("index", INDEX, None, key, f"sample id {expected}", found))
+
+
+def _shards(report: Report, root: Path, manifest: Manifest, index: pa.Table | None, deep: bool) -> None:
     first = 0
     for shard in manifest.shards:
         count = int(shard.samples or 0)
         part = None if index is None else index.slice(first, count)
-        path = checked.root / shard.path
+        path = root / shard.path
         if path.is_file() and path.stat().st_size:
             with _mapped(path) as data:
                 report.faults.extend(_container_faults(manifest, shard, path, data, part, deep))
@@ -147,26 +161,19 @@ def _container_faults(
 
 
 def _array_faults(report: Report, manifest: Manifest, shard: FileRecord, data: memoryview, part: pa.Table) -> None:
-    keys, labels, expected_ids = (part[name].to_pylist() for name in ("key", "label", "sample_id"))
     offsets = {column.name: part[f"{column.name}.offset"].to_numpy() for column in manifest.columns}
     expected = {column.name: part[f"{column.name}.xxh3"].to_pylist() for column in manifest.columns}
-    for row, (key, label, expected_id) in enumerate(zip(keys, labels, expected_ids, strict=True)):
-        digests = {}
+    for row, key in enumerate(part["key"].to_pylist()):
         for column in manifest.columns:
             start = int(offsets[column.name][row])
             where = (start, start + column.nbytes)
             content = data[slice(*where)]
             report.checked["arrays"] += 1
-            digests[column.name] = xxh3(content)
-            if digests[column.name] != expected[column.name][row]:
-                found = f"{column.name} with xxh3 {digests[column.name]}"
-                wanted = f"xxh3 {expected[column.name][row]}"
-                report.faults.append(Fault("array", shard.path, where, key, found, wanted))
+            if (found := xxh3(content)) != (wanted := expected[column.name][row]):
+                fault = Fault("array", shard.path, where, key, f"{column.name} with xxh3 {found}", f"xxh3 {wanted}")
+                report.faults.append(fault)
             elif bad := _bad_values(content, column, manifest):
                 report.faults.append(Fault("value", shard.path, where, key, f"{column.name} with {bad}"))
-        intact = all(digests[name] == expected[name][row] for name in digests)
-        if intact and (found_id := sample_id(label, manifest.columns, digests)) != expected_id:
-            report.faults.append(Fault("index", INDEX, None, key, f"sample id {expected_id}", found_id))
 
 
 def _bad_values(content: memoryview, column: Column, manifest: Manifest) -> str | None:

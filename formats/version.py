@@ -9,8 +9,8 @@ from formats.errors import FormatError, VersionError
 
 FORMAT_NAME = "d2c-artifact"
 FORMAT_VERSION = "1.0"
-READER_FEATURES: frozenset[str] = frozenset()
-"""Entries of ``required_features`` that this reader understands; format 1.0 itself needs none."""
+READER_FEATURES = frozenset({"codec:i8-chrms1", "codec:u4-chrms1", "container:recipe"})
+"""Entries of ``required_features`` that this reader understands."""
 
 _MAJOR = int(FORMAT_VERSION.partition(".")[0])
 _UPGRADE = "read it with a newer release: pip install -U d2c-toolkit"
@@ -54,6 +54,6 @@ def check_version(manifest: dict[str, Any], where: str | Path) -> None:
             "this artifact needs features that this reader lacks",
             where=where,
             found=", ".join(unknown),
-            expected=", ".join(sorted(READER_FEATURES)) or f"none beyond format {FORMAT_VERSION}",
+            expected=", ".join(sorted(READER_FEATURES)),
             hint=_UPGRADE,
         )

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,15 +27,18 @@ from formats.identity import content_id
 from formats.index import index_schema
 from formats.layout import CLASSES, INDEX, MANIFEST, README, SELECTION, SUMS
 from formats.lock import WriterLock
-from formats.npy import write_npy
+from formats.npy import read_npy, write_npy
 from formats.schema import (
     CONTAINERS,
+    RAW,
+    RECIPE,
+    RMS,
+    ArrayRecord,
     ClassRow,
     Column,
     Container,
     FileRecord,
     Manifest,
-    TableRecord,
     parse_manifest,
 )
 from formats.shards import shard_name, write_shard
@@ -53,6 +56,9 @@ class ArtifactWriter:
     ``config_digest`` stands for everything the samples depend on: unfinished work of another digest is thrown away.
     Of several processes one constructs the writer with ``lock=True``, before the others, and calls `finish`; the
     others only write shards. Use it as a context manager, or call `close`.
+
+    A column with a codec takes codes (`formats.codecs`); what decoding them needs besides is kept with `codec_array`.
+    A recipe takes the same samples, and keeps their hashes only.
 
     Raises:
         FormatError: another process writes to ``out``; or ``out`` holds something that is not a finished artifact.
@@ -126,6 +132,21 @@ class ArtifactWriter:
         self.partial.mkdir(parents=True)
         write_json(config, self._config)
 
+    def codec_array(
+        self, column: str, role: str, make: Callable[[], np.ndarray[Any, Any]] | None = None
+    ) -> np.ndarray[Any, Any]:
+        """The array that decoding ``column`` needs; ``make`` gives it where there is none from an interrupted writer.
+
+        Raises:
+            FormatError: there is none, and nothing to make it with.
+        """
+        path = self._artifact / _codec_path(column, role)
+        if not path.exists():
+            if make is None:
+                raise FormatError("an array that a codec needs was not written", where=path, expected=f"{role}")
+            write_npy(path, make())
+        return read_npy(path)
+
     def done_shards(self) -> set[int]:
         """Numbers of the shards whose bytes on disk still have the hash they were written with."""
         return {shard for shard in range(self.n_shards) if self._whole(shard)}
@@ -139,9 +160,11 @@ class ArtifactWriter:
         path = self._shard(shard)
         self._part(shard).unlink(missing_ok=True)
         rows = write_shard(path, self.container, self.columns, samples)
-        record = FileRecord(self._name(shard), path.stat().st_size, xxh3_file(path), sha256_file(path), len(rows))
-        table = pa.Table.from_pylist(rows, schema=index_schema(self.columns))
-        write_table(self._part(shard), table.replace_schema_metadata({_FACTS: json.dumps(asdict(record))}))
+        record = None
+        if self.container != RECIPE:
+            record = asdict(replace(self._record(self._name(shard)), samples=len(rows)))
+        table = pa.Table.from_pylist(rows, schema=index_schema(self.columns, self.container))
+        write_table(self._part(shard), table.replace_schema_metadata({_FACTS: json.dumps(record)}))
 
     def labels(self) -> np.ndarray[Any, np.dtype[np.int32]]:
         """Class numbers of all samples written so far, in storage order [N]."""
@@ -156,13 +179,15 @@ class ArtifactWriter:
         class_tables: Mapping[str, np.ndarray[Any, Any]],
         selection: Sequence[Mapping[str, Any]],
         *,
+        fidelity: Mapping[str, Mapping[str, Any]] | None = None,
         created: str | None = None,
     ) -> Path:
         """Write everything but the shards, the manifest last, and put the artifact in place of ``out``.
 
         ``manifest_fields``: name, latent, encoders, preprocess, source, selection, licence, seeds, tool; parents,
         order and any further field are kept as given. ``class_tables``: name -> array [C, ...]. ``selection``: what
-        was chosen, in rank order. ``created`` is left out unless given, since it would change the bytes.
+        was chosen, in rank order. ``fidelity``: by column, what its codec cost. ``created`` is left out unless given,
+        since it would change the bytes.
 
         Raises:
             FormatError: a shard is missing, a key comes twice, classes and labels disagree, a field is missing.
@@ -184,9 +209,13 @@ class ArtifactWriter:
         write_table(self._artifact / INDEX, index)
         write_json(self._artifact / SELECTION, {"picks": [dict(pick) for pick in selection]})
         write_json(self._artifact / CLASSES, {"classes": [asdict(row) for row in classes]})
-        tables = [self._table(name, class_tables[name], len(classes)) for name in sorted(class_tables)]
-        others = [INDEX, SELECTION, CLASSES, *(table.path for table in tables)]
+        tables = {name: self._table(name, class_tables[name], len(classes)) for name in sorted(class_tables)}
+        columns = [self._finished(column, (fidelity or {}).get(column.name)) for column in self.columns]
+        arrays = [*tables.values(), *(array for column in columns for array in column.codec_arrays.values())]
+        others = [INDEX, SELECTION, CLASSES, *(array.path for array in arrays)]
         files = [*shards, *(self._record(name) for name in others)]
+        features = {f"codec:{column.codec}" for column in columns if column.codec != RAW}
+        features |= {f"container:{RECIPE}"} if self.container == RECIPE else set()
         ids = np.asarray(index["sample_id"].to_numpy(), dtype="S32")
         counts = [row.count for row in classes]
         raw: dict[str, Any] = {
@@ -196,10 +225,10 @@ class ArtifactWriter:
             "format": {
                 "name": FORMAT_NAME,
                 "version": FORMAT_VERSION,
-                "required_features": [],
+                "required_features": sorted(features),
                 "optional_features": [],
             },
-            "content_id": content_id(ids, self.columns, classes, tables, manifest_fields["latent"]),
+            "content_id": content_id(ids, columns, classes, tables, manifest_fields["latent"]),
             "counts": {
                 "samples": index.num_rows,
                 "classes": len(classes),
@@ -207,8 +236,8 @@ class ArtifactWriter:
                 "per_class_max": max(counts),
             },
             "container": {"kind": self.container, "views": ["orig"]},
-            "columns": [column.to_dict() for column in self.columns],
-            "class_tables": [{**asdict(table), "shape": list(table.shape)} for table in tables],
+            "columns": [column.to_dict() for column in columns],
+            "class_tables": [{"name": name, **table.to_dict()} for name, table in tables.items()],
             "files": [record.to_dict() for record in files],
         }
         if created is not None:
@@ -243,21 +272,28 @@ class ArtifactWriter:
                 hint="write them, then finish",
             )
         parts = [read_table(self._part(shard)) for shard in range(self.n_shards)]
-        records = [FileRecord(**json.loads(part.schema.metadata[_FACTS])) for part in parts]
+        records = [json.loads(part.schema.metadata[_FACTS]) for part in parts]
         index = pa.concat_tables([part.replace_schema_metadata(None) for part in parts]).combine_chunks()
         if not index.num_rows:
             raise FormatError("an artifact without samples", where=self.partial, expected="at least one sample")
         check_keys(index, self.partial)
         check_facts(index, self.partial)
-        return index, records
+        return index, [FileRecord(**record) for record in records if record]
 
-    def _table(self, name: str, array: np.ndarray[Any, Any], classes: int) -> TableRecord:
-        record = TableRecord(name, f"classes/{name}.npy", array.dtype.str[1:], array.shape, xxh3_array(array))
-        Column(record.name, record.dtype, record.shape)
+    def _table(self, name: str, array: np.ndarray[Any, Any], classes: int) -> ArrayRecord:
+        record = _array_record(f"classes/{name}.npy", array)
+        Column(name, record.dtype, record.shape)
         if len(array) != classes:
             raise FormatError("a class table has one row per class", where=name, found=len(array), expected=classes)
         write_npy(self._artifact / record.path, array)
         return record
+
+    def _finished(self, column: Column, fidelity: Mapping[str, Any] | None) -> Column:
+        if column.codec == RAW:
+            return column
+        path = _codec_path(column.name, RMS)
+        arrays = {RMS: _array_record(path, self.codec_array(column.name, RMS))}
+        return replace(column, codec_arrays=arrays, fidelity=fidelity)
 
     def _record(self, name: str) -> FileRecord:
         path = self._artifact / name
@@ -276,7 +312,17 @@ class ArtifactWriter:
 
     def _whole(self, shard: int) -> bool:
         path, part = self._shard(shard), self._part(shard)
-        if not path.exists() or not part.exists():
+        if not part.exists():
             return False
-        facts = json.loads(read_table(part, ["row"]).schema.metadata[_FACTS])
-        return bool(path.stat().st_size == facts["bytes"] and xxh3_file(path) == facts["xxh3_128"])
+        facts = json.loads(read_table(part, ["key"]).schema.metadata[_FACTS])
+        if facts is None:
+            return True
+        return bool(path.exists() and path.stat().st_size == facts["bytes"] and xxh3_file(path) == facts["xxh3_128"])
+
+
+def _codec_path(column: str, role: str) -> str:
+    return f"codec/{column}_{role}.npy"
+
+
+def _array_record(path: str, array: np.ndarray[Any, Any]) -> ArrayRecord:
+    return ArrayRecord(path, array.dtype.str[1:], array.shape, xxh3_array(array))

@@ -242,13 +242,13 @@ def test_newer_minor_with_unknown_fields_is_read(tmp_path: Path) -> None:
 def test_unknown_required_feature_is_refused_and_named(tmp_path: Path) -> None:
     path = write_artifact(tmp_path / "a")
     raw = read_json(path / "manifest.json")
-    raw["format"]["required_features"] = ["codec:i8-chrms1"]
+    raw["format"]["required_features"] = ["codec:i8-secret9"]
     write_json(path / "manifest.json", raw)
     sums = path / "SHA256SUMS"
     lines = [line for line in sums.read_text().splitlines() if "manifest.json" not in line]
     sums.write_text("\n".join([*lines, f"{sha256_file(path / 'manifest.json')}  manifest.json", ""]))
     for read in (open_artifact, verify):
-        with pytest.raises(VersionError, match="codec:i8-chrms1"):
+        with pytest.raises(VersionError, match="codec:i8-secret9"):
             read(path)
 
 

@@ -193,7 +193,7 @@ def edit_index(path: Path, change: Callable[[list[dict[str, Any]]], None]) -> No
         (lambda rows: rows[3].update({"shard": "shards/../../etc"}), "does not list"),
         (lambda rows: rows[3].update({"latent.offset": 10**15}), "range of latent"),
         (lambda rows: rows[3].update({"latent.offset": -1}), "range of latent"),
-        (lambda rows: rows[3].update({"tokens.nbytes": 10**15}), "range of tokens"),
+        (lambda rows: rows[3].update({"tokens.nbytes": 10**15}), "another length of tokens"),
         (lambda rows: rows[3].update({"row": 0}), "row number"),
         (lambda rows: rows.pop(), "19 rows"),
     ],

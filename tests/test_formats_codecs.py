@@ -1,0 +1,172 @@
+"""Token codecs: what is stored, what comes back, and what it cost, on tokens of a real network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from formats_fixture import CLASSES, FIELDS, make_samples, split
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from formats import FormatError, codecs, open_artifact, verify
+from formats.schema import INT4, INT8, RMS, ClassRow, Column
+from formats.shards import Sample
+from formats.writer import ArtifactWriter
+
+CODED = (INT8, INT4)
+TOKENS = arrays.arrays(
+    np.float16, (3, 5, 8), elements=st.floats(-60000, 60000, width=16, allow_subnormal=False), fill=st.just(0)
+)
+
+
+def round_trip(codec: str, tokens: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    rms = codecs.channel_rms([tokens])
+    return codecs.decode(codec, *codecs.encode(codec, tokens, rms), rms)
+
+
+@settings(deadline=None)
+@given(TOKENS)
+def test_int8_is_off_by_half_a_step_of_its_token_at_most(tokens: np.ndarray[Any, Any]) -> None:
+    rms = codecs.channel_rms([tokens])
+    codes, scale = codecs.encode(INT8, tokens, rms)
+    assert np.abs(codes.astype(int)).max(initial=0) <= 127
+    step = np.abs(np.divide(tokens, rms, where=rms > 0, out=np.zeros(tokens.shape, "f4"))).max(-1, keepdims=True) / 127
+    # Half a step, and what float16 rounds the scale by: 2^-11 of the largest code. Tokens that are 500 times smaller
+    # than the average have subnormal scales.
+    error = np.abs(codecs.decode(INT8, codes, scale, rms) - tokens.astype("f4"))
+    bound = (0.5 + 127 * 2**-10) * step * rms + 1e-6 * np.abs(tokens)
+    assert ((error <= bound) | (scale < 2**-14)[..., None]).all()
+
+
+@settings(deadline=None)
+@given(TOKENS, st.sampled_from(CODED))
+def test_what_comes_back_is_finite_and_as_declared(tokens: np.ndarray[Any, Any], codec: str) -> None:
+    rms = codecs.channel_rms([tokens])
+    codes, scale = codecs.encode(codec, tokens, rms)
+    column, scales = codecs.columns("t", codec, tokens.shape[1:])
+    assert (codes.dtype, codes.shape[1:]) == (column.numpy, column.shape)
+    assert (scale.dtype, scale.shape[1:]) == (scales.numpy, scales.shape)
+    decoded = codecs.decode(codec, codes, scale, rms)
+    assert (decoded.dtype, decoded.shape[1:]) == (np.float32, column.values_shape)
+    assert np.isfinite(decoded).all()
+    np.testing.assert_array_equal(decoded[..., rms == 0], 0)
+    np.testing.assert_array_equal(decoded[~tokens.any(-1)], 0)
+
+
+def test_int4_packs_the_even_channel_into_the_low_nibble() -> None:
+    codes = np.array([[[0x0F, 0x80]]], np.uint8)
+    decoded = codecs.decode(INT4, codes, np.array([[0.5]], "f2"), np.array([1, 2, 4, 8], "f4"))
+    np.testing.assert_array_equal(decoded, [[[7.5, -15, -30, 4]]])
+
+
+def test_int8_is_codes_times_scale_times_rms() -> None:
+    codes = np.array([[[-127, 0, 3]]], np.int8)
+    decoded = codecs.decode(INT8, codes, np.array([[0.5]], "f2"), np.array([1, 2, 4], "f4"))
+    np.testing.assert_array_equal(decoded, [[[-63.5, 0, 6]]])
+
+
+def test_an_outlier_channel_costs_the_others_nothing() -> None:
+    tokens = np.random.default_rng(0).standard_normal((4, 64, 96)).astype("f2")
+    plain = codecs.cosines(tokens, round_trip(INT8, tokens))
+    tokens[..., 7] *= 1000
+    loud = codecs.cosines(np.delete(tokens, 7, -1), np.delete(round_trip(INT8, tokens), 7, -1))
+    assert plain.min() > 0.9999
+    assert loud.min() > 0.9999
+
+
+def test_tokens_of_a_real_network_keep_their_direction_at_half_the_bytes() -> None:
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    model: Any = timm.create_model("vit_base_patch16_224", img_size=256).eval()
+    image = torch.nn.functional.interpolate(torch.randn(2, 3, 16, 16), 256, mode="bicubic")
+    with torch.no_grad():
+        tokens = model.forward_features(image)[:, model.num_prefix_tokens :].numpy().astype("f2")
+    assert tokens.shape[1:] == (256, 768)
+    assert sum(column.nbytes for column in codecs.columns("t", INT8, (256, 768))) <= 197_200
+    assert sum(column.nbytes for column in codecs.columns("t", INT4, (256, 768))) <= 98_900
+    eight = codecs.fidelity(codecs.cosines(tokens, round_trip(INT8, tokens)))
+    four = codecs.fidelity(codecs.cosines(tokens, round_trip(INT4, tokens)))
+    assert eight["tokens"] == 512
+    assert eight["mean"] >= 0.9999  # type: ignore[operator]
+    assert eight["p01"] >= 0.9998  # type: ignore[operator]
+    assert four["mean"] >= 0.99  # type: ignore[operator]
+
+
+def test_a_shape_that_a_codec_cannot_hold_is_refused() -> None:
+    with pytest.raises(FormatError, match="cannot hold this shape"):
+        codecs.columns("t", INT4, (4, 7))
+    with pytest.raises(FormatError, match="unknown codec"):
+        codecs.columns("t", "i2-magic", (4, 8))
+
+
+TRUTH = np.random.default_rng(1).standard_normal((20, 6, 8)).astype("f2")
+
+
+def write_coded(out: Path, codec: str, container: Any = "tar", shards: int = 2, rms_of: slice = slice(None)) -> Path:
+    """An artifact of 20 samples whose tokens have ``codec``; `TRUTH` is what was encoded."""
+    columns = [Column("latent", "f2", (2, 4, 4, 4)), *codecs.columns("tokens", codec, TRUTH.shape[1:])]
+    with ArtifactWriter(out, container, columns, shards, "digest") as writer:
+        rms = writer.codec_array("tokens", RMS, lambda: codecs.channel_rms([TRUTH[rms_of]]))
+        codes, scale = codecs.encode(codec, TRUTH, rms)
+        samples = [
+            Sample(s.key, s.label, {**s.arrays, "tokens": codes[i], "tokens_scale": scale[i]}, s.info)
+            for i, s in enumerate(make_samples(columns=columns[:1]))
+        ]
+        for shard, part in enumerate(split(samples, shards)):
+            writer.write(shard, part)
+        lost = codecs.fidelity(codecs.cosines(TRUTH, codecs.decode(codec, codes, scale, rms)))
+        classes = [ClassRow(i, f"class {i}", f"n{i}", "", 20 // CLASSES) for i in range(CLASSES)]
+        return writer.finish(FIELDS, classes, {}, [], fidelity={"tokens": lost})
+
+
+@pytest.mark.parametrize("codec", CODED)
+@pytest.mark.parametrize("container", ["tar", "parquet"])
+def test_an_artifact_gives_decoded_tokens_and_says_what_they_lost(tmp_path: Path, codec: str, container: str) -> None:
+    path = write_coded(tmp_path / "a", codec, container)
+    assert verify(path, "deep").ok
+    artifact = open_artifact(path)
+    expected = codecs.cosines(TRUTH, artifact.values("tokens", range(20)))
+    column = next(column for column in artifact.columns if column.name == "tokens")
+    assert column.fidelity == codecs.fidelity(expected)
+    assert f"codec:{codec}" in artifact.manifest["format"]["required_features"]
+    sample = artifact.sample(3)
+    assert set(sample.arrays) == {"latent", "tokens"}
+    np.testing.assert_array_equal(sample.arrays["tokens"], artifact.values("tokens", [3])[0])
+    assert artifact.array(3, "tokens").dtype == column.numpy
+
+
+@pytest.mark.parametrize("codec", CODED)
+def test_content_id_covers_codec_and_rms_but_not_container(tmp_path: Path, codec: str) -> None:
+    ids = {
+        open_artifact(write_coded(tmp_path / f"{container}{shards}", codec, container, shards)).content_id
+        for container, shards in (("tar", 1), ("tar", 3), ("parquet", 2))
+    }
+    assert len(ids) == 1
+    other = open_artifact(write_coded(tmp_path / "other", codec, rms_of=slice(5)))
+    assert other.content_id not in ids
+
+
+def test_a_changed_rms_is_found_and_never_used(tmp_path: Path) -> None:
+    path = write_coded(tmp_path / "a", INT8)
+    file = path / "codec/tokens_rms.npy"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert {fault.path for fault in verify(path).faults} == {"codec/tokens_rms.npy"}
+    with pytest.raises(FormatError, match="codec array changed"):
+        open_artifact(path).sample(0)
+
+
+def test_a_resumed_writer_keeps_the_rms_that_its_shards_were_made_with(tmp_path: Path) -> None:
+    columns = codecs.columns("tokens", INT8, (6, 8))
+    first = np.arange(8, dtype="f4")
+    with ArtifactWriter(tmp_path / "a", "tar", columns, 1, "digest") as writer:
+        writer.codec_array("tokens", RMS, lambda: first)
+    with ArtifactWriter(tmp_path / "a", "tar", columns, 1, "digest") as writer:
+        np.testing.assert_array_equal(writer.codec_array("tokens", RMS, lambda: first + 1), first)
