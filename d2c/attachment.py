@@ -149,6 +149,12 @@ def _is_scorer(vision: str | None) -> bool:
     return vision is not None and vision.partition(":")[0] == "scorer"
 
 
+def _public(encoder: str) -> str:
+    """The encoder's name as it goes into artifacts: without the place of its weights on this machine."""
+    family, *parts = encoder.split(":")
+    return ":".join([family, *(part for part in parts if not Path(part).expanduser().exists())])
+
+
 def _stamp(encoder: str | None) -> str:
     """Changes when a weights file or folder that an encoder's name points to does; empty for what the hub keeps."""
     # The first word names the family, even where a folder of that name lies about.
@@ -243,6 +249,6 @@ def _encode_parts(ranks: Ranks, job: _Job) -> None:
 
 def _finish_vision(job: _Job, device: torch.device) -> None:
     require_all(job.parts)
-    summary = read_json(job.stage.path / "encoder.json")
+    summary = {**read_json(job.stage.path / "encoder.json"), "spec": _public(str(job.config.vision))}
     outputs = [str(part.path.relative_to(job.stage.path)) for part in job.parts]
     job.stage.finish([*outputs, "encoder.json"], summary, device=device.type)

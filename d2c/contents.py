@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from d2c.latents import LatentSpec
 from d2c.picks import Picks
 from d2c.tokens import VisionTokens
-from formats.schema import LATENT, Column
+from d2c.workspace import Record
+from formats import codecs
+from formats.files import read_json
+from formats.hashing import xxh3
+from formats.schema import LATENT, RAW, ClassRow, Column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +33,13 @@ class Contents:
     """Manifest fields that say where everything came from."""
     text: Path | None = None
     tokens: VisionTokens | None = None
+    token_codec: str = RAW
+    rms: np.ndarray[Any, Any] | None = None
+    """The tokens' channel rms where it is given and not measured, float32 [D]."""
+    licence: Mapping[str, str] = field(default_factory=dict)
+    """Licence notes that come with the contents, and go before those of the packer."""
+    judge: Callable[[pa.Table], dict[str, Any]] | None = None
+    """Has the last word before the artifact is put in its place: gets its index, gives more manifest fields."""
     unscored: bool = False
     """The images were never read before: an unreadable one is left out, not an error."""
 
@@ -37,14 +52,52 @@ class Contents:
         return str(self.fields["encoders"]["vision"]["column"])
 
     @property
+    def coded(self) -> bool:
+        """Whether there are vision tokens whose codec needs an rms."""
+        return self.tokens is not None and self.token_codec != RAW
+
+    @property
     def columns(self) -> list[Column]:
         spec = self.latent
         columns = [Column(LATENT, spec.dtype, (len(spec.moments), spec.channels, spec.size, spec.size))]
         if self.tokens is not None:
-            columns.append(Column(self.token_column, "f2", self.tokens.shape))
+            columns += codecs.columns(self.token_column, self.token_codec, self.tokens.shape)
         return columns
+
+    def class_rows(self, labels: np.ndarray[Any, Any]) -> list[ClassRow]:
+        """The artifact's classes, with their prompts and with their counts among ``labels`` [N]."""
+        counts = np.bincount(labels, minlength=len(self.classes)).tolist()
+        prompts = read_json(self.text / "prompts.json") if self.text else [""] * len(self.classes)
+        return [
+            ClassRow(row["id"], row["name"], row["source_id"], prompts[row["id"]], counts[row["id"]])
+            for row in self.classes
+        ]
+
+    def class_tables(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Text embeddings and their mask, by class; empty where no text is attached."""
+        if self.text is None:
+            return {}
+        return {name: np.load(self.text / f"{name}.npy", allow_pickle=False) for name in ("text_embeds", "text_mask")}
+
+    def storage_order(self, seed: int) -> list[int]:
+        """Rows of ``picks`` by a hash of their keys: a sequential reader meets mixed classes."""
+        draws = [xxh3(f"pack\0{seed}\0{key}".encode()) for key in self.picks.keys]
+        return sorted(range(len(draws)), key=draws.__getitem__)
 
     @property
     def bytes(self) -> int:
         """Payload bytes of the finished artifact."""
         return len(self.picks) * sum(column.nbytes for column in self.columns)
+
+
+def vision_facts(vision: Record) -> dict[str, Any]:
+    """What a manifest says of the vision tokens: the encoder, their column, and what was asked of `attach`."""
+    facts, spec = vision.summary, vision.summary["spec"]
+    asked = {**vision.config, "vision": spec}
+    return {**{n: facts[n] for n in facts if n != "spec"}, "column": _column_name(facts["name"]), "asked": asked}
+
+
+def _column_name(encoder: str) -> str:
+    name = "".join(c if c.isalnum() else "_" for c in encoder.lower()).strip("_")
+    # Six short of the format's 32: a codec's scales are in a column of this name and "_scale".
+    return name[:26] or "vision"

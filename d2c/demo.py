@@ -173,7 +173,7 @@ def _pack(demo: _Demo, arm: str, seed: int) -> Path:
         where = ["--licence", request.licence, "--out", shards, *_seed(request.seed), *demo.place]
         demo.command("pack", "--ratio", RATIO, *other, *where)
         pipeline.pack(request, demo.progress)
-        demo.command("verify", shards, "--level", "deep")
+        demo.command("verify", shards, "--deep")
         found = verify(shards, "deep")
         if not found.ok:
             raise D2CError("the demo's artifact does not verify", where=shards, found=found.faults[0])

@@ -20,14 +20,16 @@ from d2c.errors import D2CError
 from d2c.latents import LatentSpec
 from d2c.transport import Objective
 from formats import Artifact
-from formats.schema import LATENT
+from formats.order import canonical, epoch_order
+from formats.schema import INT8, LATENT, RMS, Column
 
+_HOST = torch.device("cpu")
 STAGED = 2**26
 """Bytes of a column, 64 MiB, that pass through host memory at once on their way to the device."""
 
 
 def global_batch(position: int, batch_size: int, samples: int, seed: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Sample numbers at ``position`` .. ``position + batch_size`` of the endless run of per-epoch permutations."""
+    """Numbers at ``position`` .. ``position + batch_size`` of the endless run of per-epoch permutations of samples."""
     pieces = []
     while batch_size > 0:
         epoch, offset = divmod(position, samples)
@@ -40,7 +42,7 @@ def global_batch(position: int, batch_size: int, samples: int, seed: int) -> np.
 @lru_cache(maxsize=2)
 def _epoch(seed: int, epoch: int, samples: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     # Kept, since a million samples take longer to shuffle than a step to compute.
-    return runtime.rng("epoch", seed, epoch).permutation(samples)
+    return epoch_order(samples, seed, epoch)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Batch:
 
     raw: Tensor  # latents_raw [n, M, C, H, W], in the artifact's dtype
     labels: Tensor  # int64 [n]
-    tokens: Tensor | None  # [n, T, D]
+    tokens: Tensor | None  # [n, T, D], decoded: float32 where they have a codec
     text: Tensor | None  # float32 [n, W, D]
     mask: Tensor | None  # u1 [n, W]
 
@@ -57,9 +59,13 @@ class Batch:
 class Loader:
     """Batches of an artifact by step.
 
-    Columns are held in memory on the device where they fit into ``budget`` of this rank's share of its free memory,
-    else read from the memory-mapped shards. Hashes are checked when a sample is first touched. Gradients, moments,
-    averages and activations are yet to come when the columns are loaded, hence a budget below one half.
+    Columns are ``resident`` on the device where they fit into ``budget`` of this rank's share of its free memory, else
+    in this machine's memory, else they are read from the memory-mapped shards. Hashes are checked when a sample is
+    first touched. Gradients, moments, averages and activations are yet to come when the columns are loaded, hence a
+    budget below one half. Tokens stay in their codec until a batch of them is on the device.
+
+    The order follows from the artifact's content and the seed alone: an artifact that was repacked into another
+    container or other shards gives the same batches.
     """
 
     def __init__(
@@ -86,11 +92,18 @@ class Loader:
         self.artifact, self.batch_size, self.seed, self.device = artifact, batch_size, seed, device
         self._rank, self._world, self._token_column = rank, world, token_column
         self._labels = torch.from_numpy(np.asarray(artifact.labels, dtype=np.int64)).to(device)
-        self._order: tuple[int, np.ndarray[Any, np.dtype[np.int64]]] | None = None
-        columns = [LATENT, *([token_column] if token_column else [])]
-        size = sum(column.nbytes * len(artifact) for column in artifact.columns if column.name in columns)
-        self.resident = size < budget * _free_memory(device, world)
-        self._columns = {name: self._whole(name) for name in columns} if self.resident else {}
+        self._order = canonical(artifact.index)
+        tokens = next((column for column in artifact.columns if column.name == token_column), None)
+        self._codec = tokens if tokens and tokens.scale_column else None
+        self._rms: Tensor | None = None
+        if self._codec is not None:
+            self._rms = torch.from_numpy(artifact.codec_array(self._codec.name, RMS)).to(device)
+        names = [LATENT, token_column, tokens.scale_column if tokens else None]
+        columns = [column for column in artifact.columns if column.name in names]
+        size = sum(column.nbytes * len(artifact) for column in columns)
+        homes = [home for home in (device, _HOST) if size < budget * _free_memory(home, world)]
+        self.resident: torch.device | None = homes[0] if homes else None
+        self._columns = {column.name: self._whole(column, homes[0]) for column in columns} if homes else {}
         tables = [artifact.table(name) for name in ("text_embeds", "text_mask")] if text else []
         self._text = [torch.from_numpy(table).to(device) for table in tables]
 
@@ -101,13 +114,13 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """This rank's images of global batch number ``step``."""
         rows = self._global(step)[self._rank :: self._world]
-        index = torch.from_numpy(rows).to(self.device)
-        labels = self._labels[index]
+        index = torch.from_numpy(rows)
+        labels = self._labels[index.to(self.device)]
         text, mask = (table[labels] for table in self._text) if self._text else (None, None)
         return Batch(
             raw=self._take(LATENT, rows, index),
             labels=labels,
-            tokens=self._take(self._token_column, rows, index) if self._token_column else None,
+            tokens=self._tokens(self._token_column, rows, index) if self._token_column else None,
             text=text.float() if text is not None else None,
             mask=mask,
         )
@@ -129,23 +142,38 @@ class Loader:
         return t, noise, posterior, null
 
     def _global(self, step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return global_batch(step * self.batch_size, self.batch_size, len(self.artifact), self.seed)
+        position = step * self.batch_size
+        rows: np.ndarray[Any, np.dtype[np.int64]] = self._order[
+            global_batch(position, self.batch_size, len(self.artifact), self.seed)
+        ]
+        return rows
+
+    def _tokens(self, name: str, rows: np.ndarray[Any, Any], index: Tensor) -> Tensor:
+        codes = self._take(name, rows, index)
+        if self._codec is None or self._rms is None:
+            return codes
+        scale = self._take(str(self._codec.scale_column), rows, index)
+        return decode_tokens(self._codec.codec, codes, scale, self._rms)
 
     def _take(self, column: str, rows: np.ndarray[Any, Any], index: Tensor) -> Tensor:
-        return self._columns[column][index] if self.resident else self._fetch(column, rows)
+        if self.resident is None:
+            return torch.from_numpy(self.artifact.stack(column, rows)).to(self.device)
+        return self._columns[column][index.to(self.resident)].to(self.device)
 
-    def _fetch(self, column: str, rows: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(self.artifact.stack(column, rows)).to(self.device)
-
-    def _whole(self, column: str) -> Tensor:
-        record = next(one for one in self.artifact.columns if one.name == column)
-        dtype = torch.from_numpy(np.empty(0, record.numpy)).dtype
-        whole = torch.empty((len(self.artifact), *record.shape), dtype=dtype, device=self.device)
-        chunk = max(1, STAGED // record.nbytes)
+    def _whole(self, column: Column, home: torch.device) -> Tensor:
+        dtype = torch.from_numpy(np.empty(0, column.numpy)).dtype
+        whole = torch.empty((len(self.artifact), *column.shape), dtype=dtype, device=home)
+        chunk = max(1, STAGED // column.nbytes)
         for start in range(0, len(whole), chunk):
             rows = np.arange(start, min(start + chunk, len(whole)))
-            whole[start : start + len(rows)] = torch.from_numpy(self.artifact.stack(column, rows))
+            whole[start : start + len(rows)] = torch.from_numpy(self.artifact.stack(column.name, rows))
         return whole
+
+
+def decode_tokens(codec: str, codes: Tensor, scale: Tensor, rms: Tensor) -> Tensor:
+    """`formats.codecs.decode` on any device: float32 [n, T, D] from codes [n, T, D or D/2], scale [n, T], rms [D]."""
+    levels = codes.float() if codec == INT8 else 2 * torch.stack([codes & 15, codes >> 4], -1).flatten(-2).float() - 15
+    return levels * (scale.float()[..., None] * rms)
 
 
 def _free_memory(device: torch.device, world: int) -> float:

@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,19 +18,19 @@ import torch
 from d2c import __version__, readback, runtime
 from d2c import picks as picked
 from d2c.config import differences, execution, identity
-from d2c.contents import Contents
+from d2c.contents import Contents, vision_facts
 from d2c.errors import D2CError, UsageError
 from d2c.latents import LatentCodec, open_codec
 from d2c.picks import Picks
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
 from d2c.sources import Source, open_source
-from d2c.tokens import VisionTokens
+from d2c.tokens import CODECS, TokenCodec, VisionTokens
 from d2c.workspace import Workspace
-from formats import open_artifact, verify
+from formats import codecs, open_artifact, verify
 from formats.files import read_json
-from formats.hashing import xxh3, xxh3_json
-from formats.schema import LATENT, ClassRow
+from formats.hashing import xxh3_json
+from formats.schema import CONTAINERS, LATENT, RECIPE, RMS, Container
 from formats.shards import Sample
 from formats.writer import ArtifactWriter
 
@@ -47,10 +47,14 @@ class PackingConfig:
     selection: str
     text: str | None = None
     vision: str | None = None
-    container: Literal["tar", "parquet"] = "tar"
+    tokens: TokenCodec = "int8"
+    """How vision tokens are stored; what that costs is measured and written into the manifest."""
+    container: Container = "tar"
     shards: int | None = None
     licence: str = ""
     """SPDX expression of the source's licence; publishing refuses an empty one."""
+    source_terms: str = ""
+    """Where the source's terms of use can be read; publishing refuses an empty one."""
     seed: int = 0
     device: str = execution("auto")
     gpus: int = execution(1)
@@ -58,8 +62,10 @@ class PackingConfig:
     overwrite: bool = execution(False)
 
     def __post_init__(self) -> None:
-        if self.container not in ("tar", "parquet"):
-            raise UsageError("unknown container", found=self.container, expected="tar or parquet")
+        if self.container not in CONTAINERS:
+            raise UsageError("unknown container", found=self.container, expected=", ".join(CONTAINERS))
+        if self.tokens not in CODECS:
+            raise UsageError("unknown token codec", found=self.tokens, expected=", ".join(CODECS))
         if self.shards is not None and self.shards < 1:
             raise UsageError("an artifact needs at least one shard", found=self.shards)
 
@@ -119,7 +125,7 @@ def plan(config: PackingConfig) -> Plan:
         "latent": {key: value for key, value in summary["codec"].items() if key != "name"},
         "encoders": {
             "text": text.summary if text else None,
-            "vision": {**vision.summary, "column": _column_name(vision.summary["name"])} if vision else None,
+            "vision": vision_facts(vision) if vision else None,
         },
         "source": {key: summary["source"][key] for key in ("name", "kind", "files", "fingerprint")},
         "selection": {
@@ -138,9 +144,11 @@ def plan(config: PackingConfig) -> Plan:
         fields=fields,
         text=text_stage.path if text_stage else None,
         tokens=VisionTokens.open(vision_stage) if vision_stage else None,
+        token_codec=CODECS[config.tokens],
     )
     records = {"scores": scores, "selection": chosen, "text": text, "vision": vision}
-    return _plan(config, contents, {name: record.digest if record else None for name, record in records.items()})
+    inputs = {name: record.digest if record else None for name, record in records.items()}
+    return plan_contents(config, contents, inputs)
 
 
 def plan_source(config: PackingConfig, source: Source, picks: Picks, codec: str, size: int) -> Plan:
@@ -158,7 +166,7 @@ def plan_source(config: PackingConfig, source: Source, picks: Picks, codec: str,
     contents = Contents(
         source=source.path, codec=codec, size=size, picks=picks, classes=classes, fields=fields, unscored=True
     )
-    return _plan(config, contents, {"source": source.digest, "codec": spec.weights_xxh3, "size": size})
+    return plan_contents(config, contents, {"source": source.digest, "codec": spec.weights_xxh3, "size": size})
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Result:
@@ -168,7 +176,7 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
     if plan.reasons:
         device = runtime.resolve_device(config.device)
         # Of several ranks the first holds the lock; the others write shards beside it.
-        writer = runtime.once(lambda: _writer(plan))
+        writer = runtime.once(lambda: _open(plan))
         with writer or contextlib.nullcontext():
             runtime.launch(_write_shards, _Job(plan, progress), workers=min(config.gpus, plan.shards), device=device)
             runtime.once(lambda: _finish(writer, plan) if writer else None)
@@ -179,7 +187,12 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
     return Result(path=config.out, content_id=artifact.content_id, samples=len(artifact), bytes=size, patch=patch)
 
 
-def _plan(config: PackingConfig, contents: Contents, inputs: dict[str, Any]) -> Plan:
+def plan_contents(config: PackingConfig, contents: Contents, inputs: dict[str, Any]) -> Plan:
+    """Plan to pack what was gathered elsewhere; ``inputs`` are digests of all that it depends on.
+
+    Raises:
+        D2CError: there is nothing to pack, or ``out`` holds something else.
+    """
     if not len(contents.picks):
         raise D2CError("there is nothing to pack", where=contents.source, hint="select at least one image")
     asked = {"options": identity(config), "inputs": inputs}
@@ -212,6 +225,14 @@ def _packed_from(out: Path) -> dict[str, Any] | None:
     )
 
 
+def _open(plan: Plan) -> ArtifactWriter:
+    writer, contents = _writer(plan), plan.contents
+    if contents.tokens is not None and contents.coded:
+        rms, tokens = contents.rms, contents.tokens
+        writer.codec_array(contents.token_column, RMS, lambda: tokens.rms() if rms is None else rms)
+    return writer
+
+
 def _writer(plan: Plan, *, lock: bool = True) -> ArtifactWriter:
     config = plan.config
     return ArtifactWriter(
@@ -227,7 +248,7 @@ def _writer(plan: Plan, *, lock: bool = True) -> ArtifactWriter:
 def _write_shards(ranks: Ranks, job: _Job) -> None:
     plan, config, contents = job.plan, job.plan.config, job.plan.contents
     device = runtime.resolve_device(config.device)
-    order = _storage_order(contents.picks, config.seed)
+    order = contents.storage_order(config.seed)
     bounds = [len(order) * i // plan.shards for i in range(plan.shards + 1)]
     with runtime.one_thread(device):
         source = open_source(contents.source)
@@ -241,6 +262,7 @@ def _write_shards(ranks: Ranks, job: _Job) -> None:
                 hint="put the old weights back, or run d2c score again",
             )
         writer = _writer(plan, lock=False)
+        rms = _rms(writer, contents)
         finished = writer.done_shards()
         shown = job.progress if ranks.main else Silent()
         done = sum(bounds[i + 1] - bounds[i] for i in finished)
@@ -248,11 +270,22 @@ def _write_shards(ranks: Ranks, job: _Job) -> None:
             for shard in range(ranks.rank, plan.shards, ranks.world):
                 if shard not in finished:
                     rows = order[bounds[shard] : bounds[shard + 1]]
-                    writer.write(shard, _samples(plan, source, codec, rows, bounds[shard], bar, ranks.world))
+                    writer.write(shard, _samples(plan, source, codec, rms, rows, bounds[shard], bar, ranks.world))
+
+
+def _rms(writer: ArtifactWriter, contents: Contents) -> np.ndarray[Any, Any] | None:
+    return writer.codec_array(contents.token_column, RMS) if contents.coded else None
 
 
 def _samples(
-    plan: Plan, source: Source, codec: LatentCodec, rows: list[int], first: int, bar: Bar, world: int
+    plan: Plan,
+    source: Source,
+    codec: LatentCodec,
+    rms: np.ndarray[Any, Any] | None,
+    rows: list[int],
+    first: int,
+    bar: Bar,
+    world: int,
 ) -> Iterator[Sample]:
     contents = plan.contents
     place = {row: first + offset for offset, row in enumerate(rows)}
@@ -268,9 +301,10 @@ def _samples(
         raw = codec.encode(batch.pixels)
         table = contents.picks.table.take(batch.indices).to_pylist()
         for i, (row, facts) in enumerate(zip(batch.indices, table, strict=True)):
-            arrays: dict[str, np.ndarray[Any, Any]] = {LATENT: raw[i]}
+            arrays = {LATENT: raw[i]}
             if contents.tokens is not None:
-                arrays[contents.token_column] = contents.tokens[int(row)]
+                name, tokens = contents.token_column, contents.tokens[int(row)]
+                arrays |= codecs.stored(name, contents.token_codec, tokens, rms)
             info = {
                 "source_key": facts["key"],
                 "class_id": facts["label"],
@@ -287,41 +321,25 @@ def _samples(
 
 def _finish(writer: ArtifactWriter, plan: Plan) -> None:
     contents, config = plan.contents, plan.config
-    labels, counts = np.unique(writer.labels(), return_counts=True)
-    have = dict(zip(labels.tolist(), counts.tolist(), strict=True))
-    prompts = read_json(contents.text / "prompts.json") if contents.text else None
-    classes = [
-        ClassRow(
-            id=row["id"],
-            name=row["name"],
-            source_id=row["source_id"],
-            prompt=prompts[row["id"]] if prompts else "",
-            count=have.get(row["id"], 0),
-        )
-        for row in contents.classes
-    ]
-    tables = (
-        {name: np.load(contents.text / f"{name}.npy", allow_pickle=False) for name in ("text_embeds", "text_mask")}
-        if contents.text
-        else {}
-    )
     fields = {
         **contents.fields,
         "preprocess": {"crop": "adm-center-crop", "size": contents.size},
-        "licence": {"spdx": config.licence, "images_included": False},
+        "licence": {
+            "spdx": config.licence,
+            "source_terms": config.source_terms,
+            **contents.licence,
+            "images_included": contents.codec == "rgb" and config.container != RECIPE,
+        },
         "tool": {"d2c": __version__},
         "packed_from": plan.asked,
+        **(contents.judge(writer.index()) if contents.judge else {}),
     }
     chosen = contents.picks.table.select(["key", "label", "rank"]).to_pylist()
-    readback.check(writer.finish(fields, classes, tables, chosen))
-
-
-def _storage_order(picks: Picks, seed: int) -> list[int]:
-    # By a hash of the key: a sequential reader meets mixed classes, and the order of the picks table plays no part.
-    draws = [xxh3(f"pack\0{seed}\0{key}".encode()) for key in picks.keys]
-    return sorted(range(len(draws)), key=draws.__getitem__)
-
-
-def _column_name(encoder: str) -> str:
-    name = "".join(c if c.isalnum() else "_" for c in encoder.lower()).strip("_")
-    return name[:32] or "vision"
+    fidelity = {}
+    rms = _rms(writer, contents)
+    if contents.tokens is not None and rms is not None:
+        fidelity[contents.token_column] = contents.tokens.fidelity(contents.token_codec, rms)
+    rows, tables = contents.class_rows(writer.labels()), contents.class_tables()
+    finished = writer.finish(fields, rows, tables, chosen, fidelity=fidelity)
+    if config.container != RECIPE:
+        readback.check(finished)

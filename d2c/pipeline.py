@@ -21,8 +21,10 @@ from d2c.runtime import resolve_device, resolve_precision
 from d2c.selection import Method, SelectionConfig
 from d2c.sit import model_spec
 from d2c.sources import Source, open_source
+from d2c.tokens import TokenCodec
 from d2c.workspace import Workspace
 from formats.hashing import xxh3_json
+from formats.schema import Container
 
 SCORER_IMAGES = 100_000
 """A scorer trained here sees at most this many images: the paper finds that a weak scorer costs little (Table 6)."""
@@ -64,9 +66,11 @@ class PackRequest:
     text: str | None = None
     vision: str | None = None
     grid: int | None = None
-    container: Literal["tar", "parquet"] = "tar"
+    tokens: TokenCodec = "int8"
+    container: Container = "tar"
     shards: int | None = None
     licence: str = ""
+    source_terms: str = ""
     seed: int = 0
     device: str = "auto"
     gpus: int = 1
@@ -320,9 +324,11 @@ def packing_config(request: PackRequest, name: str, attached: attachment.Result)
         selection=name,
         text=attached.text,
         vision=attached.vision,
+        tokens=request.tokens,
         container=request.container,
         shards=request.shards,
         licence=request.licence,
+        source_terms=request.source_terms,
         seed=request.seed,
         device=request.device,
         gpus=request.gpus,

@@ -112,6 +112,12 @@ def plan(config: TrainingConfig) -> Plan:
         D2CError: the model's grid is not the stored tokens', or ``out`` holds another run.
     """
     artifact = open_artifact(config.artifact)
+    if not artifact.shards:
+        raise D2CError(
+            "a recipe holds no arrays to train on",
+            where=config.artifact,
+            hint=f"make them from your own copy of the images: d2c rebuild {config.artifact} --source DIR",
+        )
     recipe, encoders, latent = config.recipe, artifact.manifest["encoders"], artifact.manifest["latent"]
     notes = []
     if recipe.text and not encoders["text"]:

@@ -17,6 +17,9 @@ from d2c_cli import (
     fid,
     generation,
     packing,
+    publishing,
+    rebuilding,
+    repack,
     scoring,
     selection,
     training,
@@ -90,6 +93,10 @@ _register(generation.sample, generation.EXAMPLES)
 _register(fid.fid, fid.EXAMPLES)
 _register(verify.verify, verify.EXAMPLES)
 _register(describe.inspect, describe.EXAMPLES)
+_register(publishing.push, publishing.PUSH_EXAMPLES)
+_register(publishing.pull, publishing.PULL_EXAMPLES)
+_register(repack.repack, repack.EXAMPLES)
+_register(rebuilding.rebuild, rebuilding.EXAMPLES)
 _register(demo.demo, demo.EXAMPLES)
 
 

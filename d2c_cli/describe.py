@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import typer
 
+from d2c.errors import UsageError
 from d2c_cli import options
 from d2c_cli.output import Output
 from d2c_cli.paths import existing
 
-EXAMPLES = ("d2c inspect shards/", "d2c inspect shards/ --json")
+EXAMPLES = (
+    "d2c inspect shards/",
+    "d2c inspect shards/ --sample 00000007",
+    "d2c inspect --diff shards-yesterday/ shards/ --json",
+)
 
 
 def inspect(
     ctx: typer.Context,
     artifact: options.Artifact,
+    sample: options.SampleKey = None,
+    diff: options.Diff = None,
     config: options.Config = None,
     json: options.Json = False,
 ) -> None:
@@ -24,6 +31,15 @@ def inspect(
     """
     output = Output.open(ctx)
     existing(artifact, "artifact", "d2c pack --ratio 0.008")
-    from formats.describe import describe
+    from formats.describe import describe, describe_sample
+    from formats.difference import difference
 
-    output.show({"artifact": describe(artifact)})
+    if sample is not None and diff is not None:
+        raise UsageError("--sample and --diff exclude each other", hint="ask one after the other")
+    if sample is not None:
+        output.show({"sample": describe_sample(artifact, sample)})
+    elif diff is not None:
+        existing(diff, "artifact", "d2c pack --ratio 0.008")
+        output.show({"difference": difference(diff, artifact)})
+    else:
+        output.show({"artifact": describe(artifact)})

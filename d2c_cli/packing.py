@@ -22,9 +22,12 @@ def pack(
     text: options.Text = None,
     vision: options.Vision = None,
     grid: options.Grid = None,
+    tokens: options.Tokens = "int8",
     container: options.Container = "tar",
     shards: options.Shards = None,
+    recipe_only: options.RecipeOnly = False,
     licence: options.Licence = "",
+    source_terms: options.SourceTerms = "",
     workspace: options.Workspace = options.WORKSPACE,
     out: options.Out = options.SHARDS,
     device: options.Device = "auto",
@@ -56,9 +59,11 @@ def pack(
         text=text,
         vision=vision,
         grid=grid,
-        container=container,
+        tokens=tokens,
+        container="recipe" if recipe_only else container,
         shards=shards,
         licence=licence,
+        source_terms=source_terms,
         seed=seed,
         device=device,
         gpus=gpus,
@@ -77,5 +82,8 @@ def pack(
             "steps": [asdict(step) for step in steps],
         }
     )
+    if recipe_only:
+        output.then(f"d2c push {quoted(result.path)} DESTINATION")
+        return
     model = f"sit-tiny/{result.patch} --recipe small" if device == "cpu" else f"sit-xl/{result.patch}"
     output.then(f"d2c train {quoted(result.path)} --model {model}", "device")

@@ -12,8 +12,10 @@ from typing import Any
 import typer
 
 from d2c.progress import Bar, Progress, Silent
-from d2c_cli.render import duration, safe
+from d2c_cli.render import duration, safe, short_size
 
+BYTE = "byte"
+"""The unit that is shown as kB, MB and GB."""
 EVERY = 5.0
 """Seconds between plain lines."""
 
@@ -67,7 +69,8 @@ class _TtyBar:
             total=self.total,
             initial=self.done,
             desc=safe(self.label),
-            unit=f" {self.unit}",
+            unit="B" if self.unit == BYTE else f" {self.unit}",
+            unit_scale=self.unit == BYTE,
             file=sys.stderr,
             dynamic_ncols=True,
             mininterval=0.2,
@@ -128,8 +131,13 @@ class _PlainBar:
         if not fresh or not seconds:
             return ""
         rate = fresh / seconds
+        if self.unit == BYTE:
+            return f", {short_size(rate)}/s"
         return f", {rate:,.0f} {self.unit}/s" if rate >= 10 else f", {rate:.2g} {self.unit}/s"
 
     def _speak(self, state: str) -> None:
         note = f", {self.note}" if self.note else ""
-        typer.echo(safe(f"{self.label}: {self.count:,} of {self.total:,} {self.unit}s, {state}{note}"), err=True)
+        done = f"{self.count:,} of {self.total:,} {self.unit}s"
+        if self.unit == BYTE:
+            done = f"{short_size(self.count)} of {short_size(self.total)}"
+        typer.echo(safe(f"{self.label}: {done}, {state}{note}"), err=True)

@@ -49,6 +49,9 @@ def shown(key: str, value: Any) -> str:
     if isinstance(value, int):
         return str(value) if "seed" in key else f"{value:,}"
     if isinstance(value, float):
+        if 0.999 < value < 1:
+            # What is not quite all must not look like all.
+            return f"{value:.6f}"
         return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
     return safe(str(value))
 
@@ -133,10 +136,15 @@ def duration(seconds: float) -> str:
 def size(count: float) -> str:
     """``812 bytes``, ``1.5 MB (1,512,448 bytes)``."""
     exact = f"{count:,.0f} bytes"
+    return exact if count < 1e3 else f"{short_size(count)} ({exact})"
+
+
+def short_size(count: float) -> str:
+    """``812 bytes``, ``1.5 MB``."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= factor:
-            return f"{count / factor:.3g} {unit} ({exact})"
-    return exact
+            return f"{count / factor:.3g} {unit}"
+    return f"{count:,.0f} bytes"
 
 
 def safe(text: str) -> str:

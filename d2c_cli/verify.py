@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import typer
 
+from d2c.errors import UsageError
 from d2c_cli import options
 from d2c_cli.errors import INTEGRITY
 from d2c_cli.output import Output
 from d2c_cli.paths import existing
 
-EXAMPLES = ("d2c verify shards/", "d2c verify shards/ --level deep --json")
+EXAMPLES = ("d2c verify shards/", "d2c verify shards/ --deep --json")
 
 
 def verify(
     ctx: typer.Context,
     artifact: options.Artifact,
-    level: options.Level = "default",
+    quick: options.Quick = False,
+    deep: options.Deep = False,
     config: options.Config = None,
     json: options.Json = False,
 ) -> None:
@@ -26,9 +28,16 @@ def verify(
     """
     output = Output.open(ctx)
     existing(artifact, "artifact", "d2c pack --ratio 0.008")
+    if quick and deep:
+        raise UsageError("--quick and --deep exclude each other", hint="leave both out for the hashes of all files")
     import formats
 
-    report = formats.verify(artifact, level)
+    if quick:
+        report = formats.verify(artifact, "quick")
+    else:
+        size = sum(file.stat().st_size for file in artifact.rglob("*") if file.is_file())
+        with output.progress.bar("verify", size, "byte") as bar:
+            report = formats.verify(artifact, "deep" if deep else "default", bar.advance)
     output.show(report.to_dict(), ok=report.ok)
     if not report.ok:
         raise typer.Exit(INTEGRITY)

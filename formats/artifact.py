@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from formats.checks import Checked, quick_check
+from formats.checks import Checked, quick_check, read_selection
 from formats.codecs import decode
-from formats.encoding import Sample
+from formats.encoding import Sample, parse_info
 from formats.errors import FormatError, IntegrityError
-from formats.files import read_json, read_table
-from formats.hashing import xxh3, xxh3_array
+from formats.files import read_table
+from formats.hashing import xxh3, xxh3_array, xxh3_file
 from formats.index import shard_rows
 from formats.layout import INDEX, SELECTION
 from formats.npy import read_npy
@@ -68,6 +67,8 @@ class Artifact:
         self.index = index
         """One row per sample: key, label, shard, row, sample_id, and offset, nbytes and xxh3 of each array."""
         self.labels: np.ndarray[Any, np.dtype[np.int32]] = index["label"].to_numpy()
+        self.shards = parsed.shards
+        """Records of the shard files in storage order; none in a recipe."""
         self._parsed = parsed
         self._verify = verify
         self._number = {column.name: i for i, column in enumerate(parsed.columns)}
@@ -151,8 +152,12 @@ class Artifact:
         return self._codec_arrays[column, role]
 
     def info(self, i: int) -> dict[str, Any]:
-        """The facts kept with sample ``i``: where it came from, its score and rank."""
-        return dict(json.loads(self._info[i].as_py()))
+        """The facts kept with sample ``i``: where it came from, its score and rank.
+
+        Raises:
+            FormatError: they are no facts, although their hash is right.
+        """
+        return parse_info(self._info[i].as_py(), self.index["key"][i].as_py())
 
     def digests(self, i: int) -> dict[str, str]:
         """xxh3-128 of sample ``i``'s arrays by column, as the index has them."""
@@ -195,8 +200,15 @@ class Artifact:
 
     @cached_property
     def selection(self) -> list[dict[str, Any]]:
-        """What was chosen, in rank order."""
-        return list(read_json(self.path / SELECTION)["picks"])
+        """What was chosen, in rank order; hash checked.
+
+        Raises:
+            IntegrityError: the file is not the one that was written.
+        """
+        record, path = self._parsed.file(SELECTION), self.path / SELECTION
+        if record is None or xxh3_file(path) != record.xxh3_128:
+            raise IntegrityError("the selection changed since it was written", where=path, hint="fetch this file again")
+        return read_selection(self.path)
 
     @cached_property
     def _info(self) -> pa.ChunkedArray:

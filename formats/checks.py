@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from formats.errors import FormatError, VersionError
 from formats.fields import Fields
-from formats.files import read_json, read_table
+from formats.files import read_json, read_table, table_facts
 from formats.hashing import sha256_file, xxh3_file
 from formats.index import index_faults, index_schema
-from formats.layout import CLASSES, INDEX, MANIFEST, OWNED, README, SUMS, unlisted
+from formats.layout import CLASSES, INDEX, MANIFEST, OWNED, README, SELECTION, SUMS, unlisted
 from formats.report import Fault
 from formats.schema import ClassRow, Manifest, parse_manifest
 
@@ -83,11 +83,12 @@ def _sums(checked: Checked) -> dict[str, str]:
     if not path.is_file():
         checked.faults.append(Fault("missing", SUMS))
         return {}
-    lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+    *lines, rest = path.read_bytes().decode("utf-8", "replace").split("\n")
     matches = [_SUM.fullmatch(line) for line in lines]
-    if not all(matches):
-        checked.faults.append(Fault("manifest", SUMS, found=f"{matches.count(None)} malformed lines"))
-    return {match[2]: match[1] for match in matches if match}
+    sums = {match[2]: match[1] for match in matches if match}
+    if rest or len(sums) != len(lines):
+        checked.faults.append(Fault("manifest", SUMS, found=f"{len(lines) - len(sums)} malformed or repeated lines"))
+    return sums
 
 
 def _files(checked: Checked, manifest: Manifest, sums: dict[str, str]) -> None:
@@ -106,7 +107,7 @@ def _files(checked: Checked, manifest: Manifest, sums: dict[str, str]) -> None:
             faults.append(Fault("missing", record.path))
         elif (size := path.stat().st_size) != record.bytes:
             faults.append(Fault("size", record.path, found=f"{size} bytes", expected=f"{record.bytes} bytes"))
-    for needed in (INDEX, CLASSES, *(array.path for array in manifest.arrays)):
+    for needed in (INDEX, CLASSES, SELECTION, *(array.path for array in manifest.arrays)):
         if needed not in listed:
             faults.append(Fault("manifest", MANIFEST, found=f"no record of {needed}"))
     for name in unlisted(root, set(listed)):
@@ -133,13 +134,15 @@ def _index(checked: Checked, manifest: Manifest) -> None:
     if not _intact(checked, manifest, INDEX):
         return
     schema = index_schema(manifest.columns, manifest.container)
-    wanted = [name for name in schema.names if name != "info"]
     try:
-        table = read_table(checked.root / INDEX, wanted)
-        if table.schema.names != wanted or not table.schema.equals(pa.schema([schema.field(n) for n in wanted])):
-            raise FormatError("the index has other columns", found=table.schema.names, expected=wanted)
-    except (FormatError, KeyError, pa.ArrowException) as error:
-        checked.faults.append(Fault("index", INDEX, found=str(error)))
+        stored, rows = table_facts(checked.root / INDEX)
+        if [field for name in schema.names for field in stored if field.name == name] != list(schema):
+            raise FormatError("the index has other columns", found=[f.name for f in stored], expected=schema.names)
+        if rows != manifest.samples:
+            raise FormatError("the index has other rows", found=f"{rows} rows", expected=f"{manifest.samples} samples")
+        table = read_table(checked.root / INDEX, [name for name in schema.names if name != "info"])
+    except FormatError as error:
+        checked.faults.append(_fault("index", INDEX, error))
         return
     found = index_faults(manifest, table)
     checked.faults += found
@@ -155,7 +158,7 @@ def _classes(checked: Checked, manifest: Manifest) -> None:
     except FormatError as error:
         checked.faults.append(_fault("class-table", CLASSES, error))
         return
-    if [row.id for row in checked.classes] != list(range(manifest.class_count)):
+    if len(checked.classes) != manifest.class_count or any(row.id != i for i, row in enumerate(checked.classes)):
         checked.faults.append(
             Fault("class-table", CLASSES, found=f"{len(checked.classes)} rows", expected=f"{manifest.class_count}")
         )
@@ -164,11 +167,32 @@ def _classes(checked: Checked, manifest: Manifest) -> None:
         wrong = [row.id for row, count in zip(checked.classes, counts, strict=True) if row.count != count]
         if wrong:
             checked.faults.append(Fault("class-table", CLASSES, found=f"counts unlike the labels: classes {wrong}"))
+        if manifest.per_class != (min(counts), max(counts)):
+            checked.faults.append(
+                Fault(
+                    "manifest",
+                    MANIFEST,
+                    None,
+                    None,
+                    f"counts per class {manifest.per_class}",
+                    f"{min(counts)}, {max(counts)}",
+                )
+            )
     for table in manifest.tables.values():
         if table.shape[0] != manifest.class_count:
             checked.faults.append(
                 Fault("class-table", table.path, found=f"{table.shape[0]} rows", expected=f"{manifest.class_count}")
             )
+
+
+def read_selection(root: Path) -> list[dict[str, Any]]:
+    """What was chosen, in rank order.
+
+    Raises:
+        FormatError: the file is not of this form.
+    """
+    raw = read_json(root / SELECTION)
+    return Fields(raw if isinstance(raw, dict) else {}, root / SELECTION, "").records("picks")
 
 
 def parse_classes(raw: Any, where: Path) -> list[ClassRow]:

@@ -8,6 +8,7 @@ as an alignment loss wants it, needs ``level(code) * rms`` only.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,14 @@ def encode(codec: str, tokens: NDArray[np.floating], rms: Floats) -> tuple[NDArr
     scale = fitted.astype(np.float16)
     codes = _nibbles(units, scale).astype(np.uint8)
     return codes[..., 0::2] | codes[..., 1::2] << 4, scale
+
+
+def stored(name: str, codec: str, tokens: NDArray[np.floating], rms: Floats | None) -> dict[str, NDArray[Any]]:
+    """The arrays of one sample for the `columns` of ``name``; ``rms`` is None for raw ones."""
+    if rms is None:
+        return {name: tokens.astype(np.float16, copy=False)}
+    codes, scale = encode(codec, tokens, rms)
+    return {name: codes, f"{name}_scale": scale}
 
 
 def decode(codec: str, codes: NDArray[np.generic], scale: NDArray[np.float16], rms: Floats) -> Floats:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from formats.artifact import open_artifact
+import numpy as np
+
+from formats.artifact import Artifact, open_artifact
+from formats.errors import FormatError
 from formats.hashing import sha256_file
 from formats.layout import SUMS
+from formats.schema import Column
 
 _PROVENANCE = (
     "encoders",
@@ -34,7 +38,14 @@ def describe(path: str | Path) -> dict[str, Any]:
     artifact = open_artifact(path)
     manifest, samples = artifact.manifest, len(artifact)
     columns = [
-        {**column.to_dict(), "bytes_per_sample": column.nbytes, "bytes": column.nbytes * samples}
+        {
+            "name": column.name,
+            "codec": column.codec,
+            "dtype": column.dtype,
+            "shape": list(column.shape),
+            "bytes_per_sample": column.nbytes,
+            "bytes": column.nbytes * samples,
+        }
         for column in artifact.columns
     ]
     tables = {table["name"]: {"dtype": table["dtype"], "shape": table["shape"]} for table in manifest["class_tables"]}
@@ -46,14 +57,64 @@ def describe(path: str | Path) -> dict[str, Any]:
         "content_id": artifact.content_id,
         "root": sha256_file(Path(path) / SUMS),
         "container": manifest["container"],
-        "shards": sum("samples" in record for record in manifest["files"]),
+        "shards": len(artifact.shards),
         "bytes": sum(record["bytes"] for record in manifest["files"]),
         "counts": manifest["counts"],
         "columns": columns,
+        "fidelity": {column.name: dict(column.fidelity) for column in artifact.columns if column.fidelity},
         "class_tables": tables,
         "memory": {"bytes_per_sample": per_sample, "resident_bytes": per_sample * samples},
         "provenance": {name: manifest[name] for name in _PROVENANCE if name in manifest},
         "classes": [
             {"id": row.id, "name": row.name, "source_id": row.source_id, "count": row.count} for row in artifact.classes
         ],
+    }
+
+
+def describe_sample(path: str | Path, key: str) -> dict[str, Any]:
+    """One sample of the artifact at ``path``: its facts, and per column place, hash and range of values. JSON-ready.
+
+    ``minimum``, ``maximum`` and ``mean`` are of the decoded values. A recipe knows hashes only.
+
+    Raises:
+        FormatError: no sample has this key; or as `formats.open_artifact`.
+        IntegrityError: the sample's bytes are not those that were written.
+    """
+    artifact = open_artifact(path)
+    try:
+        i = artifact.position(key)
+    except KeyError:
+        keys = artifact.keys
+        raise FormatError(
+            "no sample has this key",
+            where=path,
+            found=key,
+            expected=f"one of {len(keys)} keys such as {', '.join(keys[:3])}",
+            hint="keys and what they stand for are in meta/samples.parquet",
+        ) from None
+    row = artifact.index.slice(i, 1).to_pylist()[0]
+    label = int(artifact.labels[i])
+    return {
+        "key": key,
+        "sample_id": row["sample_id"],
+        "label": label,
+        "class": artifact.classes[label].name,
+        "facts": artifact.info(i),
+        "arrays": [_array(artifact, i, column, row) for column in artifact.columns],
+    }
+
+
+def _array(artifact: Artifact, i: int, column: Column, row: dict[str, Any]) -> dict[str, Any]:
+    facts = {"column": column.name, "codec": column.codec, "bytes": column.nbytes, "xxh3": row[f"{column.name}.xxh3"]}
+    if not artifact.shards:
+        return facts
+    values = artifact.values(column.name, [i])[0].astype(np.float64)
+    return {
+        **facts,
+        "shape": list(values.shape),
+        "minimum": float(values.min()),
+        "maximum": float(values.max()),
+        "mean": float(values.mean()),
+        "shard": row["shard"],
+        "offset": row[f"{column.name}.offset"],
     }

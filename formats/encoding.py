@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from formats.errors import FormatError
-from formats.hashing import xxh3
+from formats.hashing import parse_json, xxh3
 from formats.schema import Column, check_key
 
 
@@ -64,6 +64,21 @@ def encode(sample: Sample, columns: Sequence[Column]) -> Encoded:
     except (TypeError, ValueError) as error:
         raise FormatError("a sample's facts are not JSON", where=where, found=str(error)) from error
     return Encoded(sample.key, int(sample.label), info, payloads, [xxh3(payload) for payload in payloads])
+
+
+def parse_info(text: str, key: str) -> dict[str, Any]:
+    """The facts of sample ``key`` from their JSON.
+
+    Raises:
+        FormatError: they are no JSON object, or one of them is null.
+    """
+    try:
+        facts = parse_json(text)
+    except ValueError as error:
+        raise FormatError("a sample's facts are not JSON", where=f"sample {key}", found=str(error)) from error
+    if not isinstance(facts, dict) or None in facts.values():
+        raise FormatError("a sample's facts are no object of values", where=f"sample {key}", found=text[:80])
+    return facts
 
 
 def _payload(array: np.ndarray[Any, Any], column: Column, where: str) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from formats.errors import FormatError
-from formats.hashing import canonical_json
+from formats.hashing import canonical_json, parse_json
 
 
 @contextmanager
@@ -60,10 +59,10 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file.
 
     Raises:
-        FormatError: the file is not UTF-8 JSON.
+        FormatError: the file is not UTF-8 JSON; see `formats.hashing.parse_json`.
     """
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(path.read_bytes().decode())
     except ValueError as error:
         raise FormatError("this file is not valid JSON", where=path, found=str(error)) from error
 
@@ -78,13 +77,31 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     """Read a Parquet file, checking its page checksums.
 
     Raises:
-        FormatError: the file is not readable Parquet, or its bytes do not match their checksums.
+        FormatError: the file is not readable Parquet, its bytes do not match their checksums, or text is not UTF-8.
     """
     try:
-        return pq.read_table(path, columns=columns, page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+        table.validate(full=True)
+        return table
+    except (pa.ArrowException, OSError) as error:
         if isinstance(error, FileNotFoundError):
             raise
+        raise FormatError("this file is not readable Parquet", where=path, found=str(error)) from error
+
+
+def table_facts(path: Path) -> tuple[list[pa.Field], int]:
+    """Columns and number of rows of a Parquet file, from its footer alone.
+
+    Raises:
+        FormatError: the file is not readable Parquet.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = list(file.schema_arrow)
+            # A name that is not UTF-8 must raise here, not later.
+            _ = [column.name for column in columns]
+            return columns, file.metadata.num_rows
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise FormatError("this file is not readable Parquet", where=path, found=str(error)) from error
 
 

@@ -46,7 +46,7 @@ def check_replaceable(out: Path) -> None:
         raw = read_json(out / MANIFEST)
         if isinstance(raw, dict) and isinstance(raw.get("format"), dict) and raw["format"].get("name") == FORMAT_NAME:
             listed = {str(record.get("path")) for record in raw.get("files", []) if isinstance(record, dict)}
-            extra = unlisted(out, listed)
+            extra = unlisted(out, listed, everything=True)
             if not extra:
                 return
             found = f"an artifact, and files that are not part of it: {', '.join(extra[:3])}"

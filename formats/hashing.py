@@ -61,6 +61,29 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
 
 
+def parse_json(text: str) -> Any:
+    """Parse JSON as every reader takes it, so that `canonical_json` can express the value.
+
+    Raises:
+        ValueError: this is no JSON, or names a field twice, or holds NaN, infinity or half a surrogate pair, or is
+            nested too deeply.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        # Readers differ in which of the two they take.
+        raise ValueError("an object names something twice")
+    return found
+
+
 def xxh3_json(value: Any) -> str:
     """xxh3-128 of the canonical JSON of ``value``."""
     return xxh3(canonical_json(value).encode())

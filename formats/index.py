@@ -15,6 +15,10 @@ from formats.layout import INDEX
 from formats.report import Fault
 from formats.schema import RECIPE, Column, Container, Manifest
 
+_LONGEST_KEY = 64
+_KEYS = rf"^[0-9a-z_-]{{1,{_LONGEST_KEY}}}$"
+_DIGEST = "^[0-9a-f]{32}$"
+
 
 def index_schema(columns: Sequence[Column], container: Container) -> pa.Schema:
     """Columns of the index: one row per sample, in storage order; a recipe knows no places."""
@@ -52,7 +56,10 @@ def index_faults(manifest: Manifest, table: pa.Table) -> list[Fault]:
     faults = []
     counts = pc.value_counts(table["key"])
     doubled = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").to_pylist()
-    faults += [Fault("index", INDEX, sample=key, found="this key more than once") for key in doubled]
+    faults += [Fault("index", INDEX, sample=key[:_LONGEST_KEY], found="this key more than once") for key in doubled]
+    faults += _rows(table, ~_matches(table["key"], _KEYS), "a key of another form", "1-64 of 0-9 a-z _ -")
+    for name in ("sample_id", *(f"{column.name}.xxh3" for column in manifest.columns)):
+        faults += _rows(table, ~_matches(table[name], _DIGEST), f"a {name} of another form", "32 hex digits")
     labels = table["label"].to_numpy()
     wrong = (labels < 0) | (labels >= manifest.class_count)
     faults += _rows(table, wrong, "a label that is no class", f"0 to {manifest.class_count - 1}")
@@ -90,6 +97,10 @@ def shard_rows(
     return places, np.array([shard.bytes for shard in manifest.shards], np.int64), rows
 
 
+def _matches(texts: pa.ChunkedArray, pattern: str) -> np.ndarray[Any, Any]:
+    return np.asarray(pc.match_substring_regex(texts, pattern).to_numpy(), bool)
+
+
 def _rows(table: pa.Table, wrong: np.ndarray[Any, Any], found: str, expected: str | None) -> list[Fault]:
     keys = table["key"].take(pa.array(np.flatnonzero(wrong))).to_pylist()
-    return [Fault("index", INDEX, sample=key, found=found, expected=expected) for key in keys]
+    return [Fault("index", INDEX, sample=key[:_LONGEST_KEY], found=found, expected=expected) for key in keys]

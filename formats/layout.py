@@ -11,17 +11,25 @@ INDEX, SELECTION, CLASSES = "meta/samples.parquet", "meta/selection.json", "clas
 OWNED = ("shards", "parquet", "meta", "classes", "codec")
 """Folders in which an unlisted file is a fault; elsewhere it is only worth a warning."""
 
-_UNHASHED = (MANIFEST, SUMS, README, "croissant.json", "LICENSE")
+LICENSE = "LICENSE"
+"""What a publisher may add by hand."""
+
+_UNHASHED = (MANIFEST, SUMS, README, "croissant.json")
 
 
-def unlisted(root: Path, listed: AbstractSet[str]) -> list[str]:
-    """Files under ``root`` that the manifest does not list, sorted; hidden names and the known extras are left out."""
+def unlisted(root: Path, listed: AbstractSet[str], *, everything: bool = False) -> list[str]:
+    """Files under ``root`` that the manifest does not list, sorted.
+
+    Hidden names outside the artifact's own folders and a LICENSE are left out, unless ``everything``: they are no
+    fault, but somebody's.
+    """
+    known = _UNHASHED if everything else (*_UNHASHED, LICENSE)
     found = []
     for folder, folders, files in os.walk(root):
         inside = Path(folder).relative_to(root)
-        owned = inside.parts[:1] and inside.parts[0] in OWNED
-        folders[:] = [name for name in folders if owned or not name.startswith(".")]
-        names = [(inside / name).as_posix() for name in files if owned or not name.startswith(".")]
+        shown = everything or (inside.parts[:1] and inside.parts[0] in OWNED)
+        folders[:] = [name for name in folders if shown or not name.startswith(".")]
+        names = [(inside / name).as_posix() for name in files if shown or not name.startswith(".")]
         names += [(inside / name).as_posix() for name in folders if (Path(folder) / name).is_symlink()]
-        found += [name for name in names if name not in listed and name not in _UNHASHED]
+        found += [name for name in names if name not in listed and name not in known]
     return sorted(found)

@@ -14,11 +14,11 @@ import numpy as np
 
 from formats.errors import FormatError
 from formats.files import write_bytes
-from formats.schema import DTYPES
+from formats.schema import DTYPES, MOST_SIDES
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
-    rb"\{'descr': '([<|])([a-zA-Z]\d+)', 'fortran_order': (True|False), 'shape': \(([0-9, ]*)\), \} *\n"
+    rb"\{'descr': '([<|])([a-zA-Z]\d+)', 'fortran_order': (True|False), 'shape': \((\d+,|\d+(?:, \d+)+)\), \} *\n"
 )
 _LONGEST_HEADER = 512
 
@@ -53,10 +53,10 @@ def parse_npy_header(data: bytes | memoryview, size: int, where: str | Path) -> 
         raise FormatError(
             "this .npy holds a type that artifacts never hold", where=where, found=repr(text[:80]), expected="numbers"
         )
-    shape = tuple(int(side) for side in match[4].split(b",") if side.strip())
+    shape = tuple(int(side) for side in match[4].rstrip(b",").split(b", "))
     offset = 10 + length
     declared = offset + math.prod(shape) * np.dtype(f"<{dtype}").itemsize
-    if declared != size:
+    if declared != size or len(shape) > MOST_SIDES or 0 in shape:
         raise FormatError("a .npy declares another size than it has", where=where, found=size, expected=declared)
     return dtype, shape, offset
 

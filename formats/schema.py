@@ -34,6 +34,9 @@ RECIPE = "recipe"
 CONTAINERS = {"tar": "shards", "parquet": "parquet", RECIPE: None}
 """Container -> folder of its shards."""
 
+MOST_SIDES = 32
+"""Dimensions of an array: what every numpy can hold."""
+
 _LARGEST = 2**31 - 1
 """Bytes of one array: what Parquet's 32-bit lengths can say."""
 _COLUMN = re.compile(r"[a-z0-9_]{1,32}")
@@ -70,7 +73,7 @@ class ArrayRecord:
         fields = Fields(record, where, prefix)
         shape = tuple(fields.numbers("shape"))
         dtype = fields.text("dtype")
-        if dtype not in DTYPES or not shape or min(shape) < 1:
+        if dtype not in DTYPES or not 0 < len(shape) <= MOST_SIDES or min(shape) < 1:
             raise FormatError(f"{prefix} is no array of numbers", where=where, found=f"{dtype} {list(shape)}")
         return ArrayRecord(fields.path("path"), dtype, shape, fields.digest("xxh3_128", 32))
 
@@ -104,7 +107,7 @@ class Column:
             )
         if self.dtype not in DTYPES:
             raise FormatError(f"column {self.name}: unknown dtype", found=self.dtype, expected=", ".join(DTYPES))
-        if not self.shape or any(side < 1 for side in self.shape):
+        if not 0 < len(self.shape) <= MOST_SIDES or any(side < 1 for side in self.shape):
             raise FormatError(f"column {self.name}: impossible shape", found=self.shape, expected="positive sides")
         if self.nbytes > _LARGEST:
             raise FormatError(f"column {self.name}: impossible shape", found=self.shape, expected="less than 2 GiB")
@@ -192,6 +195,8 @@ class Manifest:
     container: Container
     samples: int
     class_count: int
+    per_class: tuple[int, int]
+    """Samples of the smallest and of the largest class."""
     columns: tuple[Column, ...]
     files: tuple[FileRecord, ...]
     tables: Mapping[str, ArrayRecord]
@@ -238,6 +243,7 @@ def parse_manifest(raw: Any, where: str | Path) -> Manifest:
         raise FormatError("a manifest is a JSON object", where=where, found=type(raw).__name__)
     check_version(raw, where)
     fields = Fields(raw, where, "")
+    _check_words(fields, where)
     container = Fields(fields.mapping("container"), where, "container").text("kind")
     counts = Fields(fields.mapping("counts"), where, "counts")
     if container not in CONTAINERS:
@@ -246,10 +252,11 @@ def parse_manifest(raw: Any, where: str | Path) -> Manifest:
     names = [Fields(table, where, "class_tables[]").text("name") for table in tables]
     manifest = Manifest(
         raw=raw,
-        content_id=fields.text("content_id"),
+        content_id=fields.content_id("content_id"),
         container=cast(Container, container),
         samples=counts.number("samples"),
         class_count=counts.number("classes"),
+        per_class=(counts.number("per_class_min"), counts.number("per_class_max")),
         columns=tuple(Column.from_dict(record, where) for record in fields.records("columns")),
         files=tuple(_file(record, where) for record in fields.records("files")),
         tables={
@@ -272,16 +279,44 @@ def parse_manifest(raw: Any, where: str | Path) -> Manifest:
     if container == RECIPE and f"container:{RECIPE}" not in raw["format"].get("required_features", []):
         raise FormatError("a recipe must say so among its required features", where=where)
     folder = CONTAINERS[container]
-    if not manifest.columns or not all(folder and shard.path.startswith(f"{folder}/") for shard in manifest.shards):
+    names = [shard.path for shard in manifest.shards]
+    fits = [bool(folder) and name.startswith(f"{folder}/") and name.endswith(f".{container}") for name in names]
+    if not manifest.columns or not all(fits):
         raise FormatError("an artifact has columns, and one kind of shards", where=where, expected=f"{folder}/")
     return manifest
 
 
+def _check_words(fields: Fields, where: str | Path) -> None:
+    """Fields that nothing here computes with, but that every reader may count on."""
+    fields.text("name")
+    for name in ("encoders", "preprocess", "source", "selection", "licence", "seeds", "tool", "order"):
+        fields.mapping(name)
+    fields.records("parents")
+    Fields(fields.mapping("container"), where, "container").texts("views")
+    for name in ("required_features", "optional_features"):
+        Fields(fields.mapping("format"), where, "format").texts(name)
+    latent = Fields(fields.mapping("latent"), where, "latent")
+    if latent.texts("moments") not in (["mean"], ["mean", "std"]):
+        raise FormatError(
+            "the field latent.moments is wrong",
+            where=where,
+            found=latent.texts("moments"),
+            expected="mean, or mean, std",
+        )
+    latent.real("scale")
+    latent.real("shift")
+
+
 def _check_codec(column: Column, manifest: Manifest, where: str | Path) -> None:
     if column.codec == RAW:
+        if column.codec_arrays or column.scale_column is not None or column.fidelity is not None:
+            raise FormatError("a raw column needs nothing to decode it", where=where, found=column.name)
         return
     if f"codec:{column.codec}" not in manifest.raw["format"].get("required_features", []):
         raise FormatError("a codec must be a required feature", where=where, found=f"{column.name}: {column.codec}")
+    for name in ("mean", "p01", "min"):
+        if column.fidelity is not None:
+            Fields(column.fidelity, where, f"{column.name}.fidelity").real(name)
     scale, rms = manifest.column(str(column.scale_column)), column.codec_arrays.get(RMS)
     if (
         scale is None

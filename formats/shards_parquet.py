@@ -83,9 +83,9 @@ def array_offsets(path: Path, columns: Sequence[Column]) -> list[list[int]]:
     """
     try:
         metadata = pq.read_metadata(path)
-    except (pa.ArrowException, OSError) as error:
+        names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise FormatError("this file is not readable Parquet", where=path, found=str(error)) from error
-    names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
     expected = ["key", "label", "json", *(column.name for column in columns)]
     if names != expected:
         raise FormatError("a shard has other columns than the manifest", where=path, found=names, expected=expected)

@@ -31,6 +31,6 @@ def tar_header(name: str, size: int) -> bytes:
     return fields[:148] + f"{sum(fields):06o}\0 ".encode("ascii") + fields[156:]
 
 
-def padded(size: int) -> int:
-    """Bytes that ``size`` bytes of data take in an archive."""
-    return -(-size // BLOCK) * BLOCK
+def padded(size: int, unit: int = BLOCK) -> int:
+    """Bytes that ``size`` bytes of data take in an archive, which is made of blocks and, as a whole, of records."""
+    return -(-size // unit) * unit

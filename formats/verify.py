@@ -11,12 +11,13 @@ from typing import Literal, get_args
 import numpy as np
 import pyarrow as pa
 
-from formats.checks import quick_check
+from formats.checks import quick_check, read_selection
+from formats.encoding import parse_info
 from formats.errors import FormatError
 from formats.files import read_table
 from formats.hashing import sha256_file, xxh3, xxh3_array, xxh3_file
 from formats.identity import content_id, sample_id
-from formats.layout import CLASSES, INDEX, MANIFEST
+from formats.layout import CLASSES, INDEX, MANIFEST, SELECTION
 from formats.npy import read_npy
 from formats.report import Fault, Report
 from formats.schema import LATENT, ArrayRecord, Column, FileRecord, Manifest
@@ -61,6 +62,9 @@ def verify(path: str | Path, level: Level = "default", progress: Callable[[int],
         index = None if checked.index is None else _whole_index(report, checked.root)
         if index is not None:
             _ids(report, manifest, index)
+            _facts(report, index)
+        if (root / SELECTION).is_file():
+            _selection(report, root)
         _shards(report, checked.root, manifest, index, deep)
         if checked.index is not None and checked.classes:
             ids = np.asarray(checked.index["sample_id"].to_numpy(), dtype="S32")
@@ -114,6 +118,26 @@ def _ids(report: Report, manifest: Manifest, index: pa.Table) -> None:
         found = sample_id(label, manifest.columns, {name: column[row] for name, column in digests.items()})
         if found != expected:
             report.faults.append(Fault("index", INDEX, None, key, f"sample id {expected}", found))
+
+
+def _facts(report: Report, index: pa.Table) -> None:
+    first: set[str] | None = None
+    for key, text in zip(index["key"].to_pylist(), index["info"].to_pylist(), strict=True):
+        try:
+            names = set(parse_info(text, key))
+        except FormatError as error:
+            report.faults.append(Fault("value", INDEX, None, key, f"{error.what}: {error.found}"))
+            continue
+        first = names if first is None else first
+        if names != first:
+            report.faults.append(Fault("value", INDEX, None, key, f"facts {sorted(names)[:9]}", f"{sorted(first)[:9]}"))
+
+
+def _selection(report: Report, root: Path) -> None:
+    try:
+        read_selection(root)
+    except FormatError as error:
+        report.faults.append(Fault("manifest", SELECTION, None, None, f"{error.what}: {error.found}", error.expected))
 
 
 def _shards(report: Report, root: Path, manifest: Manifest, index: pa.Table | None, deep: bool) -> None:
@@ -182,6 +206,6 @@ def _bad_values(content: memoryview, column: Column, manifest: Manifest) -> str 
     array = np.frombuffer(content, column.numpy).reshape(column.shape)
     if not np.isfinite(array).all():
         return "NaN or infinity"
-    if column.name == LATENT and manifest.latent.get("moments") == ["mean", "std"] and not (array[1] > 0).all():
+    if column.name == LATENT and manifest.latent.get("moments") == ["mean", "std"] and not (array[1:] > 0).all():
         return "a standard deviation that is not positive"
     return None

@@ -29,9 +29,10 @@ def parquet_faults(file: Path, path: str, columns: Sequence[Column], rows: Seque
                 ]
             stored: list[tuple[str, int, str]] = []
             for batch in shard.iter_batches(_BATCH):
+                batch.validate(full=True)
                 facts = [batch.column(name).to_pylist() for name in ("key", "label", "json")]
                 stored += zip(*facts, strict=True)
-    except (FormatError, pa.ArrowException, OSError) as error:
+    except (FormatError, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         return [Fault("container", path, found=str(error).replace("\n", "; "))]
     if len(stored) != len(rows):
         return [Fault("container", path, found=f"{len(stored)} rows", expected=f"{len(rows)} rows")]

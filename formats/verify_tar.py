@@ -13,7 +13,7 @@ from formats.npy import npy_header, parse_npy_header
 from formats.report import Fault
 from formats.schema import Column
 from formats.shards_tar import members
-from formats.tar import BLOCK, LONGEST_NAME, padded, tar_header
+from formats.tar import BLOCK, LONGEST_NAME, RECORD, padded, tar_header
 
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".pyd", ".joblib", ".ckpt", ".bin")
 _SIZE = re.compile(rb"[0-7]{11}\0")
@@ -112,8 +112,8 @@ def _end(data: memoryview, path: str, position: int) -> list[Fault]:
     if rest.any():
         first = position + int(np.flatnonzero(rest)[0])
         return [Fault("container", path, (first, len(data)), None, "data behind the end of the archive")]
-    if len(rest) < 2 * BLOCK:
-        return [Fault("container", path, (position, len(data)), None, "a cut end of the archive")]
+    if len(data) != (whole := padded(position + 2 * BLOCK, RECORD)):
+        return [Fault("container", path, (position, len(data)), None, f"an end at byte {len(data)}", f"byte {whole}")]
     return []
 
 

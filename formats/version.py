@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ FORMAT_VERSION = "1.0"
 READER_FEATURES = frozenset({"codec:i8-chrms1", "codec:u4-chrms1", "container:recipe"})
 """Entries of ``required_features`` that this reader understands."""
 
+_NUMBER = re.compile(r"[0-9]{1,9}")
 _MAJOR = int(FORMAT_VERSION.partition(".")[0])
 _UPGRADE = "read it with a newer release: pip install -U d2c-toolkit"
 
@@ -35,7 +37,7 @@ def check_version(manifest: dict[str, Any], where: str | Path) -> None:
         )
     version = declared.get("version")
     parts = version.split(".") if isinstance(version, str) else []
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+    if len(parts) != 2 or not all(_NUMBER.fullmatch(part) for part in parts):
         raise FormatError("the format version is unreadable", where=where, found=repr(version), expected="major.minor")
     if int(parts[0]) != _MAJOR:
         raise VersionError(

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from formats.card import card
+from formats.croissant import CROISSANT, croissant
 from formats.encoding import Sample
 from formats.errors import FormatError
 from formats.files import read_json, read_table, remove_tree, sync_directory, write_bytes, write_json, write_table
@@ -46,7 +47,8 @@ from formats.swap import recover, swap
 from formats.version import FORMAT_NAME, FORMAT_VERSION
 
 _REQUIRED = ("name", "latent", "encoders", "preprocess", "source", "selection", "licence", "seeds", "tool")
-_OURS = ("format", "content_id", "counts", "container", "columns", "class_tables", "files", "created")
+OWN_FIELDS = ("format", "content_id", "counts", "container", "columns", "class_tables", "files", "created")
+"""Manifest fields that follow from what was written."""
 _FACTS = b"d2c_shard"
 
 
@@ -172,6 +174,14 @@ class ArtifactWriter:
         values = [chunk.to_numpy() for part in parts for chunk in part.chunks]
         return np.concatenate(values) if values else np.zeros(0, np.int32)
 
+    def index(self) -> pa.Table:
+        """The index of the finished artifact; every shard must be written.
+
+        Raises:
+            FormatError: a shard is missing, a key comes twice, samples have different facts.
+        """
+        return self._merge()[0]
+
     def finish(
         self,
         manifest_fields: Mapping[str, Any],
@@ -195,7 +205,7 @@ class ArtifactWriter:
         if self._lock is None:
             raise FormatError("only the writer that holds the lock finishes an artifact", where=self.out)
         missing = [field for field in _REQUIRED if field not in manifest_fields]
-        taken = [field for field in _OURS if field in manifest_fields]
+        taken = [field for field in OWN_FIELDS if field in manifest_fields]
         if missing or taken:
             raise FormatError(
                 "manifest fields are not as they must be",
@@ -249,6 +259,7 @@ class ArtifactWriter:
     def _publish(self, manifest: Manifest) -> None:
         text = canonical_json(manifest.raw).encode()
         write_bytes(self._artifact / README, card(manifest).encode())
+        write_json(self._artifact / CROISSANT, croissant(manifest))
         temporary = self._artifact / f".tmp-{os.getpid()}-hashed"
         write_bytes(temporary, text)
         sums = {record.path: record.sha256 for record in manifest.files} | {MANIFEST: sha256_file(temporary)}

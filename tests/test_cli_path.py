@@ -103,8 +103,18 @@ def test_the_users_three_commands_and_their_dry_runs(home: Path) -> None:
     assert (trained["text"], trained["alignment"], trained["steps"][0]["ran"]) == (True, True, True)
     assert document(*train)["steps"][0]["ran"] is False
 
-    assert document("verify", "shards", "--level", "deep")["faults"] == []
+    assert document("verify", "shards", "--deep")["faults"] == []
     assert document("inspect", "shards")["artifact"]["counts"]["samples"] == 6
+    assert document("inspect", "shards", "--sample", "00000002")["sample"]["class"]
+    assert document("repack", "shards", "four", "--tokens", "int4")["same_content"] is False
+    difference = document("inspect", "--diff", "shards", "four")["difference"]
+    assert (difference["old"]["path"], difference["samples"]["changed"]) == ("shards", 6)
+
+    document("pack", "--ratio", "0.25", "--recipe-only", "--out", "recipe")
+    (scorer,) = (home / "d2c-workspace" / "scorer").glob("*/run")
+    again = ("rebuild", "recipe", "--source", "photos", "--scorer", str(scorer), "--out", "rebuilt")
+    assert document(*again, "--dry-run")["images"] == 6
+    assert document(*again)["artifact"]["identical"] is True
 
     before = everything(home)
     draw = ("sample", "runs/sit-tiny-2-small", "--count", "2", "--sampling-steps", "2")

@@ -27,8 +27,12 @@ def shards(packed: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("level", ["quick", "default", "deep"])
 def test_a_sound_artifact_is_0(shards: Path, level: str) -> None:
-    code, document, _ = verify(shards, "--level", level)
-    assert (code, document["ok"], document["faults"]) == (0, True, [])
+    code, document, _ = verify(shards, *([] if level == "default" else [f"--{level}"]))
+    assert (code, document["ok"], document["faults"], document["level"]) == (0, True, [], level)
+
+
+def test_quick_and_deep_at_once_is_2(shards: Path) -> None:
+    assert verify(shards, "--quick", "--deep")[0] == 2
 
 
 def test_a_flipped_bit_is_3_where_the_level_looks_at_bytes(shards: Path) -> None:
@@ -36,7 +40,7 @@ def test_a_flipped_bit_is_3_where_the_level_looks_at_bytes(shards: Path) -> None
     data = bytearray(shard.read_bytes())
     data[700] ^= 1
     shard.write_bytes(data)
-    assert verify(shards, "--level", "quick")[0] == 0
+    assert verify(shards, "--quick")[0] == 0
     code, document, _ = verify(shards)
     assert (code, document["ok"]) == (3, False)
     assert document["faults"][0]["path"] == f"shards/{shard.name}"

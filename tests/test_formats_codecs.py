@@ -7,18 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from formats_fixture import CLASSES, FIELDS, make_samples, split
+from coded_fixture import TOKENS, write_coded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from formats import FormatError, codecs, open_artifact, verify
-from formats.schema import INT4, INT8, RMS, ClassRow, Column
-from formats.shards import Sample
+from formats.schema import INT4, INT8, RMS
 from formats.writer import ArtifactWriter
 
 CODED = (INT8, INT4)
-TOKENS = arrays.arrays(
+DRAWN = arrays.arrays(
     np.float16, (3, 5, 8), elements=st.floats(-60000, 60000, width=16, allow_subnormal=False), fill=st.just(0)
 )
 
@@ -29,7 +28,7 @@ def round_trip(codec: str, tokens: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]
 
 
 @settings(deadline=None)
-@given(TOKENS)
+@given(DRAWN)
 def test_int8_is_off_by_half_a_step_of_its_token_at_most(tokens: np.ndarray[Any, Any]) -> None:
     rms = codecs.channel_rms([tokens])
     codes, scale = codecs.encode(INT8, tokens, rms)
@@ -43,7 +42,7 @@ def test_int8_is_off_by_half_a_step_of_its_token_at_most(tokens: np.ndarray[Any,
 
 
 @settings(deadline=None)
-@given(TOKENS, st.sampled_from(CODED))
+@given(DRAWN, st.sampled_from(CODED))
 def test_what_comes_back_is_finite_and_as_declared(tokens: np.ndarray[Any, Any], codec: str) -> None:
     rms = codecs.channel_rms([tokens])
     codes, scale = codecs.encode(codec, tokens, rms)
@@ -105,33 +104,13 @@ def test_a_shape_that_a_codec_cannot_hold_is_refused() -> None:
         codecs.columns("t", "i2-magic", (4, 8))
 
 
-TRUTH = np.random.default_rng(1).standard_normal((20, 6, 8)).astype("f2")
-
-
-def write_coded(out: Path, codec: str, container: Any = "tar", shards: int = 2, rms_of: slice = slice(None)) -> Path:
-    """An artifact of 20 samples whose tokens have ``codec``; `TRUTH` is what was encoded."""
-    columns = [Column("latent", "f2", (2, 4, 4, 4)), *codecs.columns("tokens", codec, TRUTH.shape[1:])]
-    with ArtifactWriter(out, container, columns, shards, "digest") as writer:
-        rms = writer.codec_array("tokens", RMS, lambda: codecs.channel_rms([TRUTH[rms_of]]))
-        codes, scale = codecs.encode(codec, TRUTH, rms)
-        samples = [
-            Sample(s.key, s.label, {**s.arrays, "tokens": codes[i], "tokens_scale": scale[i]}, s.info)
-            for i, s in enumerate(make_samples(columns=columns[:1]))
-        ]
-        for shard, part in enumerate(split(samples, shards)):
-            writer.write(shard, part)
-        lost = codecs.fidelity(codecs.cosines(TRUTH, codecs.decode(codec, codes, scale, rms)))
-        classes = [ClassRow(i, f"class {i}", f"n{i}", "", 20 // CLASSES) for i in range(CLASSES)]
-        return writer.finish(FIELDS, classes, {}, [], fidelity={"tokens": lost})
-
-
 @pytest.mark.parametrize("codec", CODED)
 @pytest.mark.parametrize("container", ["tar", "parquet"])
 def test_an_artifact_gives_decoded_tokens_and_says_what_they_lost(tmp_path: Path, codec: str, container: str) -> None:
     path = write_coded(tmp_path / "a", codec, container)
     assert verify(path, "deep").ok
     artifact = open_artifact(path)
-    expected = codecs.cosines(TRUTH, artifact.values("tokens", range(20)))
+    expected = codecs.cosines(TOKENS, artifact.values("tokens", range(20)))
     column = next(column for column in artifact.columns if column.name == "tokens")
     assert column.fidelity == codecs.fidelity(expected)
     assert f"codec:{codec}" in artifact.manifest["format"]["required_features"]
@@ -148,7 +127,7 @@ def test_content_id_covers_codec_and_rms_but_not_container(tmp_path: Path, codec
         for container, shards in (("tar", 1), ("tar", 3), ("parquet", 2))
     }
     assert len(ids) == 1
-    other = open_artifact(write_coded(tmp_path / "other", codec, rms_of=slice(5)))
+    other = open_artifact(write_coded(tmp_path / "other", codec, measured=slice(5)))
     assert other.content_id not in ids
 
 

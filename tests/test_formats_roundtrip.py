@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from formats_fixture import COLUMNS, contents, finish, make_samples, write_artifact, writer
+from formats_fixture import COLUMNS, FIELDS, contents, finish, make_samples, write_artifact, writer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,7 +75,7 @@ def test_content_id_knows_neither_container_nor_shards_nor_order(tmp_path: Path)
     assert len(ids) == 1
     other = [*samples[:-1], Sample("x", 0, samples[-1].arrays, samples[-1].info)]
     ids.add(open_artifact(write_artifact(tmp_path / "label", samples=other)).content_id)
-    ids.add(open_artifact(write_artifact(tmp_path / "latent", latent={"scale": 1.0})).content_id)
+    ids.add(open_artifact(write_artifact(tmp_path / "latent", latent={**FIELDS["latent"], "scale": 1.0})).content_id)
     assert len(ids) == 3
 
 

@@ -115,6 +115,16 @@ def test_lock_dies_with_its_process(tmp_path: Path) -> None:
         assert made.done_shards() == {0}
 
 
+@pytest.mark.parametrize("name", [".git/HEAD", ".notes", "shards/.keep", "LICENSE"])
+def test_hidden_files_beside_an_artifact_are_not_deleted_with_it(tmp_path: Path, name: str) -> None:
+    path = write_artifact(tmp_path / "a")
+    (path / name).parent.mkdir(exist_ok=True)
+    (path / name).write_text("mine")
+    with pytest.raises(FormatError, match=name):
+        write_artifact(tmp_path / "a", "parquet")
+    assert (path / name).read_text() == "mine"
+
+
 def test_finished_artifact_is_replaced_only_by_a_finished_one(tmp_path: Path) -> None:
     out = write_artifact(tmp_path / "out")
     before = open_artifact(out).content_id
@@ -123,7 +133,7 @@ def test_finished_artifact_is_replaced_only_by_a_finished_one(tmp_path: Path) ->
         assert open_artifact(out).content_id == before
         for shard in (1, 2, 3):
             made.write(shard, PARTS[shard])
-        finish(made, latent={"scale": 2.0})
+        finish(made, latent={**FIELDS["latent"], "scale": 2.0})
     assert open_artifact(out).content_id != before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

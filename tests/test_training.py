@@ -10,104 +10,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from conftest import pack_request
-from hypothesis import given
-from hypothesis import strategies as st
 from killing import run_and_kill
 
-from d2c import checkpoint, loading, pipeline, training
+from d2c import checkpoint, pipeline, training
 from d2c.errors import D2CError, UsageError
 from d2c.generator import Generator
-from d2c.loading import Loader, global_batch
 from d2c.progress import Bar, Progress, Silent
 from d2c.recipe import RECIPES, recipe
 from d2c.runs import CHECKPOINTS, STATS, WEIGHTS, Run
 from d2c.runtime import Ranks
 from d2c.training import TrainingConfig
 from formats import IntegrityError, open_artifact
-
-
-@given(samples=st.integers(1, 40), batch=st.integers(1, 50), seed=st.integers(0, 3))
-def test_every_sample_comes_once_an_epoch_whatever_the_batch(samples: int, batch: int, seed: int) -> None:
-    steps = -(-3 * samples // batch)
-    run = np.concatenate([global_batch(step * batch, batch, samples, seed) for step in range(steps)])
-    for epoch in range(3):
-        assert sorted(run[epoch * samples : (epoch + 1) * samples]) == list(range(samples))
-
-
-def test_epochs_are_shuffled_differently_and_by_seed() -> None:
-    first, second = global_batch(0, 50, 50, 0), global_batch(50, 50, 50, 0)
-    assert first.tolist() != second.tolist() != list(range(50))
-    assert first.tolist() != global_batch(0, 50, 50, 1).tolist()
-
-
-def test_ranks_share_one_global_batch_between_them(packed: Path) -> None:
-    artifact = open_artifact(packed)
-    options: dict[str, Any] = {"batch_size": 6, "seed": 0, "device": torch.device("cpu"), "token_column": "scorer"}
-    whole = Loader(artifact, **options).batch(5)
-    halves = [Loader(artifact, **options, rank=rank, world=2).batch(5) for rank in range(2)]
-    for name in ("raw", "labels", "tokens"):
-        joined = torch.stack([getattr(half, name) for half in halves], dim=1).flatten(0, 1)
-        assert torch.equal(joined, getattr(whole, name))
-
-
-def test_memory_mapped_and_resident_batches_are_equal(packed: Path) -> None:
-    artifact = open_artifact(packed)
-    options: dict[str, Any] = {"batch_size": 5, "seed": 0, "device": torch.device("cpu"), "token_column": "scorer"}
-    resident, mapped = Loader(artifact, **options), Loader(artifact, **options, budget=0.0)
-    assert resident.resident
-    assert not mapped.resident
-    for step in range(4):
-        one, two = resident.batch(step), mapped.batch(step)
-        assert one.tokens is not None
-        assert two.tokens is not None
-        assert torch.equal(one.raw, two.raw)
-        assert torch.equal(one.labels, two.labels)
-        assert torch.equal(one.tokens, two.tokens)
-
-
-def test_columns_reach_the_device_in_pieces(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    artifact = open_artifact(packed)
-    options: dict[str, Any] = {"batch_size": 12, "seed": 0, "device": torch.device("cpu"), "token_column": "scorer"}
-    whole = Loader(artifact, **options).batch(0)
-    sizes: list[int] = []
-    stack = artifact.stack
-
-    def noted(column: str, rows: Any) -> np.ndarray[Any, Any]:
-        sizes.append(stack(column, rows).nbytes)
-        return stack(column, rows)
-
-    monkeypatch.setattr(artifact, "stack", noted)
-    most = 2 * max(column.nbytes for column in artifact.columns)
-    monkeypatch.setattr(loading, "STAGED", most)
-    pieces = Loader(artifact, **options).batch(0)
-    assert max(sizes) <= most
-    assert pieces.tokens is not None
-    assert whole.tokens is not None
-    assert torch.equal(pieces.raw, whole.raw)
-    assert torch.equal(pieces.tokens, whole.tokens)
-
-
-def test_columns_stay_on_disk_where_they_would_crowd_out_the_rest(
-    packed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    artifact = open_artifact(packed)
-    size = sum(column.nbytes * len(artifact) for column in artifact.columns if column.name == "latent")
-    options: dict[str, Any] = {"batch_size": 4, "seed": 0, "device": torch.device("cpu")}
-    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 2 * size / 0.4 + 100}  # the half of it is taken for free
-    monkeypatch.setattr("os.sysconf", pages.__getitem__)
-    assert Loader(artifact, **options).resident
-    assert not Loader(artifact, **options, world=2).resident
-    pages["SC_PHYS_PAGES"] -= 200
-    assert not Loader(artifact, **options).resident
-
-
-def test_a_batch_that_ranks_cannot_share_names_those_that_can(packed: Path) -> None:
-    with pytest.raises(D2CError, match=r"\[1, 2, 4\]"):
-        Loader(open_artifact(packed), batch_size=4, seed=0, device=torch.device("cpu"), world=3)
 
 
 def config(packed: Path, out: Path, **options: Any) -> TrainingConfig:

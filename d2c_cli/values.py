@@ -1,0 +1,93 @@
+"""Values as users write them, and the makers of options."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+_FACTORS = {"": 1, "k": 1_000, "m": 1_000_000}
+
+
+def whole(text: str | int) -> int:
+    """Parse an integer such as ``50000``, ``50k`` or ``1.5M``.
+
+    Raises:
+        typer.BadParameter: this is no whole number.
+    """
+    match = re.fullmatch(r"([+-]?)(\d[\d_]*)(?:\.(\d+))?([kKmM]?)", str(text).strip())
+    if match:
+        sign, digits, decimals, suffix = match.groups(default="")
+        # In integers: 1.1k is 1100, which binary fractions would miss.
+        scale: int = 10 ** len(decimals)
+        scaled, rest = divmod(int(digits + decimals) * _FACTORS[suffix.lower()], scale)
+        if not rest:
+            return -scaled if sign == "-" else scaled
+    raise typer.BadParameter(f"{text!r} is not a whole number, such as 50000, 50k or 1.5M.")
+
+
+def finite(text: str | float) -> float:
+    """Parse a number that is neither infinite nor NaN.
+
+    Raises:
+        typer.BadParameter: this is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isfinite(number):
+        return number
+    raise typer.BadParameter(f"{text!r} is not a number, such as 1.5.")
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        number = whole(text)
+        if number < least:
+            raise typer.BadParameter(f"{text} is too small: {least} or more.")
+        return number
+
+    return parse
+
+
+def variable(name: str) -> str:
+    """The environment variable of an option: ``--batch-size`` -> ``D2C_BATCH_SIZE``."""
+    return "D2C_" + name.lstrip("-").upper().replace("-", "_")
+
+
+def option(
+    name: str,
+    metavar: str | None,
+    text: str,
+    *,
+    parser: Callable[[str], Any] | None = None,
+    callback: Callable[[typer.Context, Any], Any] | None = None,
+    is_eager: bool = False,
+    file_okay: bool = True,
+) -> Any:
+    """An option with its unit, its help and its environment variable."""
+    return typer.Option(
+        name,
+        metavar=metavar,
+        help=text,
+        envvar=variable(name),
+        show_envvar=False,
+        parser=parser,
+        callback=callback,
+        is_eager=is_eager,
+        file_okay=file_okay,
+    )
+
+
+def count(name: str, metavar: str, text: str, *, least: int = 1) -> Any:
+    """An option that takes a whole number of at least ``least``."""
+    return option(name, metavar, text, parser=_at_least(least))
+
+
+def folder(name: str, text: str) -> Any:
+    """An option that takes a folder, which need not exist."""
+    return option(name, "DIR", text, file_okay=False)

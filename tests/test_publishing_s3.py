@@ -1,0 +1,180 @@
+"""Publishing to S3 as a real server speaks it: moto's, on loopback."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from formats_fixture import contents, make_samples, write_artifact
+from publishing_fixture import LICENCE, artifact, names, pull, push
+
+from d2c.errors import D2CError
+from formats.errors import IntegrityError
+from formats.files import read_json
+
+moto_server = pytest.importorskip(
+    "moto.server", reason="the S3 server of these tests is moto's: pip install moto[s3,server]"
+)
+s3fs = pytest.importorskip("s3fs", reason="s3:// needs s3fs: pip install 'd2c-toolkit[s3]'")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """An empty bucket that only this test uses; the environment is the only configuration."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{abs(hash(tmp_path)) % 10**12}"
+    s3().mkdir(name)
+    return name
+
+
+@functools.cache
+def s3() -> Any:
+    return s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+
+
+def objects(prefix: str) -> dict[str, bytes]:
+    return {path.removeprefix(f"{prefix}/"): data for path, data in s3().cat(s3().find(prefix)).items()}
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was stored and removed, in order, by the last part of its name."""
+    done: list[str] = []
+    put, remove = s3fs.S3FileSystem._put_file, s3fs.S3FileSystem._rm_file
+
+    async def note_put(self: Any, here: str, there: str, **options: Any) -> None:
+        done.append(f"+{there.rpartition('/')[2]}")
+        await put(self, here, there, **options)
+
+    async def note_remove(self: Any, path: str, **options: Any) -> None:
+        done.append(f"-{path.rpartition('/')[2]}")
+        await remove(self, path, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_put_file", note_put)
+    monkeypatch.setattr(s3fs.S3FileSystem, "_rm_file", note_remove)
+    return done
+
+
+@pytest.mark.parametrize("container", ["tar", "parquet"])
+def test_round_trip_keeps_every_byte(tmp_path: Path, bucket: str, container: str) -> None:
+    made = artifact(tmp_path / "made", container)
+    result = push(made, f"s3://{bucket}/sets/tiny/")
+    assert objects(f"{bucket}/sets/tiny") == contents(made)
+    got = pull(f"s3://{bucket}/sets/tiny", tmp_path / "got", root=result.root)
+    assert contents(tmp_path / "got") == contents(made)
+    assert got.content_id == result.content_id
+
+
+def test_an_upload_goes_on_and_the_manifest_comes_last(tmp_path: Path, bucket: str, sent: list[str]) -> None:
+    made = artifact(tmp_path / "made")
+    url, prefix = f"s3://{bucket}/a", f"{bucket}/a"
+    push(made, url)
+    assert sent[-2:] == ["+SHA256SUMS", "+manifest.json"]
+    sent.clear()
+    assert push(made, url).files == 0
+    assert sent == []
+    s3().rm_file(f"{prefix}/manifest.json")
+    s3().rm_file(f"{prefix}/shards/train-00001-of-00004.tar")
+    with pytest.raises(D2CError, match="no published artifact"):
+        pull(url, tmp_path / "got")
+    # As many bytes, stored by somebody who does not say what they are: read, and found to be others.
+    size = (made / "shards/train-00002-of-00004.tar").stat().st_size
+    s3().pipe_file(f"{prefix}/shards/train-00002-of-00004.tar", bytes(size))
+    s3().pipe_file(f"{prefix}/shards/train-00003-of-00004.tar", (made / "shards/train-00003-of-00004.tar").read_bytes())
+    sent.clear()
+    push(made, url)
+    assert sent == ["+train-00001-of-00004.tar", "+train-00002-of-00004.tar", "+manifest.json"]
+    assert objects(prefix) == contents(made)
+
+
+def test_the_old_manifest_goes_before_anything_else_changes(tmp_path: Path, bucket: str, sent: list[str]) -> None:
+    old = write_artifact(tmp_path / "old", "tar", 3, licence=LICENCE)
+    new = artifact(tmp_path / "new", samples=make_samples(12))
+    push(old, f"s3://{bucket}")
+    with pytest.raises(D2CError, match="another artifact is published"):
+        push(new, f"s3://{bucket}")
+    sent.clear()
+    push(new, f"s3://{bucket}", overwrite=True)
+    assert sent[0] == "-manifest.json"
+    assert sent[-1] == "+manifest.json"
+    assert objects(bucket) == contents(new)
+
+
+def test_a_tampered_object_is_an_error_and_only_it_is_fetched_again(tmp_path: Path, bucket: str) -> None:
+    made = artifact(tmp_path / "made")
+    push(made, f"s3://{bucket}/a")
+    path = f"{bucket}/a/shards/train-00001-of-00004.tar"
+    good = s3().cat_file(path)
+    for bad in (good[:-1] + b"x", good[:1000]):
+        s3().pipe_file(path, bad)
+        with pytest.raises(IntegrityError, match="train-00001-of-00004"):
+            pull(f"s3://{bucket}/a", tmp_path / "got")
+        assert names(tmp_path) == ["got.partial-pull", "made"]
+    s3().pipe_file(path, good)
+    count = len(read_json(made / "manifest.json")["files"])
+    assert pull(f"s3://{bucket}/a", tmp_path / "got").skipped == 1
+    assert pull(f"s3://{bucket}/a", tmp_path / "other").files == count
+    assert contents(tmp_path / "got") == contents(made)
+
+
+def test_errors_name_the_remedy(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = artifact(tmp_path / "made")
+    for call in (lambda: push(made, "s3://no-such-bucket/a"), lambda: pull("s3://no-such-bucket/a", tmp_path / "got")):
+        with pytest.raises(D2CError, match="no such bucket"):
+            call()
+    with pytest.raises(D2CError, match="no published artifact"):
+        pull(f"s3://{bucket}/nothing", tmp_path / "got")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(D2CError, match="no credentials") as caught:
+        push(made, f"s3://{bucket}/a")
+    assert "AWS_ACCESS_KEY_ID" in str(caught.value.hint)
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
+    with pytest.raises(D2CError, match="not installed") as caught:
+        push(made, f"s3://{bucket}/a")
+    assert caught.value.hint == 'pip install "d2c-toolkit[s3]"'
+    assert names(tmp_path) == ["made"]
+
+
+def test_from_the_shell(tmp_path: Path, bucket: str) -> None:
+    made = artifact(tmp_path / "made")
+
+    def d2c(*args: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "d2c_cli", *args]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    done = d2c("push", "made", f"s3://{bucket}/a")
+    assert done.returncode == 0, done.stderr
+    done = d2c("pull", f"s3://{bucket}/a", "got")
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "got") == contents(made)
+    done = d2c("push", "made", "s3://no-such-bucket/a")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
