@@ -13,7 +13,6 @@ import pyarrow as pa
 from d2c.latents import LatentSpec
 from d2c.picks import Picks
 from d2c.tokens import VisionTokens
-from d2c.workspace import Record
 from formats import codecs
 from formats.files import read_json
 from formats.hashing import xxh3
@@ -88,16 +87,3 @@ class Contents:
     def bytes(self) -> int:
         """Payload bytes of the finished artifact."""
         return len(self.picks) * sum(column.nbytes for column in self.columns)
-
-
-def vision_facts(vision: Record) -> dict[str, Any]:
-    """What a manifest says of the vision tokens: the encoder, their column, and what was asked of `attach`."""
-    facts, spec = vision.summary, vision.summary["spec"]
-    asked = {**vision.config, "vision": spec}
-    return {**{n: facts[n] for n in facts if n != "spec"}, "column": _column_name(facts["name"]), "asked": asked}
-
-
-def _column_name(encoder: str) -> str:
-    name = "".join(c if c.isalnum() else "_" for c in encoder.lower()).strip("_")
-    # Six short of the format's 32: a codec's scales are in a column of this name and "_scale".
-    return name[:26] or "vision"

@@ -31,6 +31,7 @@ from d2c.runs import COST, Run
 from d2c.sampling import SamplerConfig
 from d2c.seen import Images, Seen, Yardstick, copy_check
 from d2c.sources import Source, open_source
+from d2c.tokens import vision_facts
 from d2c.workspace import Workspace
 from formats import Artifact, open_artifact
 from formats.files import read_json, write_json
@@ -325,7 +326,6 @@ def _costs(plan: Plan, sampling: float) -> dict[str, Any]:
 def _attachment_seconds(workspace: Workspace, artifact: Artifact) -> float | None:
     """Seconds that this artifact's text and vision took, found by what their records say; None without records."""
     text, vision = artifact.manifest["encoders"]["text"], artifact.manifest["encoders"]["vision"]
-    attached = vision and {name: value for name, value in vision.items() if name != "column"}
     seconds = []
     for path in sorted((workspace.path / "attachments").glob("*/*/stage.json")):
         record, of = read_json(path), path.parent.parent.name
@@ -334,7 +334,7 @@ def _attachment_seconds(workspace: Workspace, artifact: Artifact) -> float | Non
         else:
             chosen = workspace.selection(of).record()
             selected = chosen is not None and chosen.config.items() <= artifact.manifest["selection"].items()
-            mine = selected and attached is not None and record["summary"] == attached
+            mine = selected and vision is not None and vision_facts(record["config"], record["summary"]) == vision
         if mine:
             seconds.append(float(record["cost"]["seconds"]))
     return round(sum(seconds), 1) if seconds else None

@@ -18,14 +18,14 @@ import torch
 from d2c import __version__, readback, runtime
 from d2c import picks as picked
 from d2c.config import differences, execution, identity
-from d2c.contents import Contents, vision_facts
+from d2c.contents import Contents
 from d2c.errors import D2CError, UsageError
 from d2c.latents import LatentCodec, open_codec
 from d2c.picks import Picks
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
 from d2c.sources import Source, open_source
-from d2c.tokens import CODECS, TokenCodec, VisionTokens
+from d2c.tokens import CODECS, TokenCodec, VisionTokens, vision_facts
 from d2c.workspace import Workspace
 from formats import codecs, open_artifact, verify
 from formats.files import read_json
@@ -125,7 +125,7 @@ def plan(config: PackingConfig) -> Plan:
         "latent": {key: value for key, value in summary["codec"].items() if key != "name"},
         "encoders": {
             "text": text.summary if text else None,
-            "vision": vision_facts(vision) if vision else None,
+            "vision": vision_facts(vision.config, vision.summary) if vision else None,
         },
         "source": {key: summary["source"][key] for key in ("name", "kind", "files", "fingerprint")},
         "selection": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,3 +71,19 @@ class VisionTokens:
             codes, scale = codecs.encode(codec, self[row], rms)
             found.append(codecs.cosines(self[row], codecs.decode(codec, codes, scale, rms)))
         return codecs.fidelity(np.stack(found))
+
+
+def vision_facts(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a manifest says of vision tokens: the encoder, their column, and what was asked of `attach`.
+
+    ``config`` and ``summary`` are those of the attachment's record.
+    """
+    encoder = {name: summary[name] for name in summary if name != "spec"}
+    asked = {**config, "vision": summary.get("spec")}
+    return {**encoder, "column": _column_name(summary["name"]), "asked": asked}
+
+
+def _column_name(encoder: str) -> str:
+    name = "".join(c if c.isalnum() else "_" for c in encoder.lower()).strip("_")
+    # Six short of the format's 32: a codec's scales are in a column of this name and "_scale".
+    return name[:26] or "vision"

@@ -78,7 +78,7 @@ class Artifact:
         self._digests = [index[f"{column.name}.xxh3"].chunk(0) for column in parsed.columns]
         self._touched = np.zeros((len(parsed.columns), len(index)), dtype=bool)
         self._codec_arrays: dict[tuple[str, str], np.ndarray[Any, Any]] = {}
-        self._maps: list[mmap.mmap | None] = [None] * len(parsed.shards)
+        self._maps: list[memoryview | None] = [None] * len(parsed.shards)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -117,12 +117,12 @@ class Artifact:
             out = np.empty(shape, record.numpy)
         elif out.shape != shape or out.dtype != record.numpy or not out.flags.c_contiguous:
             raise FormatError("`out` does not fit", found=f"{out.dtype} {out.shape}", expected=f"C order {shape}")
-        rows = out.reshape(len(indices), -1).view(np.uint8)
-        size = len(self)
-        for row, i in zip(rows, np.asarray(indices).tolist(), strict=True):
+        # Slices of memoryviews: a copy costs a quarter of a microsecond more than its bytes, through numpy a whole one.
+        into, nbytes, size = out.reshape(-1).view(np.uint8).data, record.nbytes, len(self)
+        for place, i in enumerate(np.asarray(indices).tolist()):
             if not -size <= i < size:
                 raise IndexError(f"sample {i} of {size}")
-            row[:] = np.frombuffer(self._bytes(i % size, number), np.uint8)
+            into[place * nbytes : (place + 1) * nbytes] = self._bytes(i % size, number)
         return out
 
     def values(self, column: str, indices: Sequence[int] | np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -237,19 +237,19 @@ class Artifact:
                 where=self.path,
                 hint=f"make them from your own copy of the images: d2c rebuild {self.path} --source DIR",
             )
-        shard = self._shard_of[i]
+        shard = self._shard_of.item(i)
         mapped = self._maps[shard] or self._map(shard)
-        start = int(self._offsets[number][i])
-        data = memoryview(mapped)[start : start + self.columns[number].nbytes]
+        start = self._offsets[number].item(i)
+        data = mapped[start : start + self.columns[number].nbytes]
         if self._verify and not self._touched[number, i]:
             self._check(i, number, data, start)
             self._touched[number, i] = True
         return data
 
-    def _map(self, shard: int) -> mmap.mmap:
+    def _map(self, shard: int) -> memoryview:
         path = self.path / self._parsed.shards[shard].path
         with path.open("rb") as stream:
-            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
         if len(mapped) != self._parsed.shards[shard].bytes:
             raise IntegrityError("a shard changed its size while it was in use", where=path, found=len(mapped))
         self._maps[shard] = mapped

@@ -45,7 +45,9 @@ def check_replaceable(out: Path) -> None:
     if (out / MANIFEST).is_file():
         raw = read_json(out / MANIFEST)
         if isinstance(raw, dict) and isinstance(raw.get("format"), dict) and raw["format"].get("name") == FORMAT_NAME:
-            listed = {str(record.get("path")) for record in raw.get("files", []) if isinstance(record, dict)}
+            files = raw.get("files")
+            records = [record for record in files if isinstance(record, dict)] if isinstance(files, list) else []
+            listed = {str(record.get("path")) for record in records}
             extra = unlisted(out, listed, everything=True)
             if not extra:
                 return

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -123,11 +124,11 @@ class Column:
         """Shape of the decoded array: 4-bit codes lie two to a byte."""
         return (self.shape[0], 2 * self.shape[1]) if self.codec == INT4 else self.shape
 
-    @property
+    @cached_property
     def numpy(self) -> np.dtype[Any]:
         return np.dtype(f"<{self.dtype}")
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Bytes of one sample's array."""
         return math.prod(self.shape) * self.numpy.itemsize

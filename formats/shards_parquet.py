@@ -20,6 +20,7 @@ _SMALL_ROW_GROUP, _LARGE_ROW_GROUP = 64, 1024
 _LARGE_SAMPLE = 1 << 16
 _DATA_PAGE = 0
 _PLAIN = 0
+_UNCOMPRESSED = 0
 
 
 def parquet_schema(columns: Sequence[Column]) -> pa.Schema:
@@ -95,21 +96,30 @@ def array_offsets(path: Path, columns: Sequence[Column]) -> list[list[int]]:
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
         memoryview(mapped) as data,
     ):
-        for group in range(metadata.num_row_groups):
-            for i, column in enumerate(columns):
-                chunk = metadata.row_group(group).column(3 + i)
-                if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page:
-                    raise FormatError("a column is compressed", where=f"{path}: {column.name}", expected="plain")
-                per_column[i] += _chunk_offsets(data, chunk, column, path)
+        for chunks in _row_groups(data):
+            for number, column in enumerate(columns, 3):
+                per_column[number - 3] += _chunk_offsets(data, chunks, number, column, path)
     if any(len(offsets) != metadata.num_rows for offsets in per_column):
         raise FormatError("columns have another number of values than the shard has rows", where=path)
     return [list(row) for row in zip(*per_column, strict=True)]
 
 
-def _chunk_offsets(data: memoryview, chunk: Any, column: Column, path: Path) -> Iterator[int]:
+def _row_groups(data: memoryview) -> list[Any]:
+    """The column chunks of each row group. Read here, since pyarrow aborts the process where a chunk's facts lie."""
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    groups = _field(read_struct(data, footer)[0], 4)
+    return [_field(group, 1) for group in groups] if isinstance(groups, list) else []
+
+
+def _chunk_offsets(data: memoryview, chunks: Any, number: int, column: Column, path: Path) -> Iterator[int]:
     where = f"{path}: {column.name}"
-    position = chunk.data_page_offset
-    end = position + chunk.total_compressed_size
+    facts = _field(chunks[number], 3) if isinstance(chunks, list) and number < len(chunks) else None
+    position, size = _integer(facts, 9), _integer(facts, 7)
+    end = position + size
+    if _integer(facts, 4) != _UNCOMPRESSED or _field(facts, 11) is not None:
+        raise FormatError("a column is compressed", where=where, expected="plain")
+    if not 0 <= position <= end <= len(data):
+        raise FormatError("a column lies outside the file", where=where, found=f"bytes {position} to {end}")
     while position < end:
         header, position = read_struct(data, position)
         page_end = position + _integer(header, 3)
@@ -127,6 +137,10 @@ def _chunk_offsets(data: memoryview, chunk: Any, column: Column, path: Path) -> 
             raise FormatError("a page holds more than its arrays", where=where, found=page_end, expected=position)
 
 
+def _field(fields: Any, number: int) -> Any:
+    return fields.get(number) if isinstance(fields, dict) else None
+
+
 def _integer(fields: Any, number: int) -> int:
-    value = fields.get(number)
+    value = _field(fields, number)
     return value if isinstance(value, int) else -1

@@ -8,27 +8,18 @@ RECORD = 10240
 
 LONGEST_NAME = 100
 _ZERO = b"0000000\0"
+_OWNER = b"0000644\0" + _ZERO + _ZERO
+_TIME = b"00000000000\0"
+_REST = b"".join((b"0".ljust(101, b"\0"), b"ustar\0", b"00".ljust(66, b"\0"), _ZERO, _ZERO)).ljust(356, b"\0")
+# What the checksum adds up to without name and size; it counts itself as eight blanks.
+_SUM = sum(_OWNER + _TIME + _REST) + 8 * ord(" ")
 
 
 def tar_header(name: str, size: int) -> bytes:
     """The 512-byte USTAR header of a regular file: mode 0644, owner 0:0 without a name, time 0."""
-    fields = b"".join(
-        (
-            name.encode("ascii").ljust(LONGEST_NAME, b"\0"),
-            b"0000644\0",
-            _ZERO,
-            _ZERO,
-            f"{size:011o}\0".encode("ascii"),
-            b"00000000000\0",
-            b" " * 8,
-            b"0".ljust(101, b"\0"),
-            b"ustar\0",
-            b"00".ljust(66, b"\0"),
-            _ZERO,
-            _ZERO,
-        )
-    ).ljust(BLOCK, b"\0")
-    return fields[:148] + f"{sum(fields):06o}\0 ".encode("ascii") + fields[156:]
+    named, sized = name.encode("ascii"), b"%011o" % size
+    checksum = b"%06o\0 " % (_SUM + sum(named) + sum(sized))
+    return b"".join((named.ljust(LONGEST_NAME, b"\0"), _OWNER, sized, b"\0", _TIME, checksum, _REST))
 
 
 def padded(size: int, unit: int = BLOCK) -> int:

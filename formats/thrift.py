@@ -1,6 +1,6 @@
-"""Read structs of Thrift's compact protocol: the form of Parquet's page headers.
+"""Read structs of Thrift's compact protocol: the form of Parquet's footer and page headers.
 
-Source: the compact protocol of Apache Thrift; only what page headers use.
+Source: the compact protocol of Apache Thrift; only what those use.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from formats.errors import FormatError
 
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
 _DEEPEST = 8
+_LONG_LIST = 15
 
 
 def read_struct(data: memoryview, position: int, depth: int = 0) -> tuple[dict[int, Any], int]:
@@ -22,7 +23,7 @@ def read_struct(data: memoryview, position: int, depth: int = 0) -> tuple[dict[i
     fields: dict[int, Any] = {}
     number = 0
     if depth > _DEEPEST:
-        raise FormatError("a page header is nested too deeply", found=depth)
+        raise FormatError("a header is nested too deeply", found=depth)
     try:
         while (head := data[position]) != 0:
             position += 1
@@ -32,7 +33,7 @@ def read_struct(data: memoryview, position: int, depth: int = 0) -> tuple[dict[i
                 number, position = _signed(data, position)
             fields[number], position = _value(data, position, head & 15, depth)
     except IndexError as error:
-        raise FormatError("a page header runs over the end", found=f"byte {position}") from error
+        raise FormatError("a header runs over the end", found=f"byte {position}") from error
     return fields, position + 1
 
 
@@ -50,7 +51,22 @@ def _value(data: memoryview, position: int, kind: int, depth: int) -> tuple[Any,
         return bytes(data[position : position + length]), position + length
     if kind == _STRUCT:
         return read_struct(data, position, depth + 1)
-    raise FormatError("a page header holds a type that page headers do not have", found=kind)
+    if kind == _LIST:
+        return _list(data, position, depth)
+    raise FormatError("a header holds a type that headers do not have", found=kind)
+
+
+def _list(data: memoryview, position: int, depth: int) -> tuple[list[Any], int]:
+    head, position = data[position], position + 1
+    count, kind = head >> 4, head & 15
+    if count == _LONG_LIST:
+        count, position = _unsigned(data, position)
+    values = []
+    for _ in range(count):
+        # A truth value takes a byte here, unlike in a struct: every item does, so no count can outrun the data.
+        value, position = _value(data, position, _BYTE if kind in (_TRUE, _FALSE) else kind, depth)
+        values.append(value)
+    return values, position
 
 
 def _unsigned(data: memoryview, position: int) -> tuple[int, int]:
@@ -62,7 +78,7 @@ def _unsigned(data: memoryview, position: int) -> tuple[int, int]:
         if byte < 128:
             return value, position
         shift += 7
-    raise FormatError("a page header holds an endless number", found=f"byte {position}")
+    raise FormatError("a header holds an endless number", found=f"byte {position}")
 
 
 def _signed(data: memoryview, position: int) -> tuple[int, int]:

@@ -6,13 +6,13 @@ import mmap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from formats.checks import quick_check, read_selection
-from formats.encoding import parse_info
+from formats.encoding import finite, parse_info
 from formats.errors import FormatError
 from formats.files import read_table
 from formats.hashing import sha256_file, xxh3, xxh3_array, xxh3_file
@@ -106,7 +106,7 @@ def _table_faults(path: Path, record: ArrayRecord) -> list[Fault]:
     faults = []
     if xxh3_array(array) != record.xxh3_128:
         faults.append(Fault("class-table", record.path, found="other values", expected=f"xxh3 {record.xxh3_128}"))
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if not finite(array):
         faults.append(Fault("value", record.path, found="NaN or infinity"))
     return faults
 
@@ -204,8 +204,13 @@ def _bad_values(content: memoryview, column: Column, manifest: Manifest) -> str 
     if column.numpy.kind != "f":
         return None
     array = np.frombuffer(content, column.numpy).reshape(column.shape)
-    if not np.isfinite(array).all():
+    if not finite(array):
         return "NaN or infinity"
-    if column.name == LATENT and manifest.latent.get("moments") == ["mean", "std"] and not (array[1:] > 0).all():
+    if column.name == LATENT and manifest.latent.get("moments") == ["mean", "std"] and not _positive(array[1:]):
         return "a standard deviation that is not positive"
     return None
+
+
+def _positive(array: np.ndarray[Any, Any]) -> bool:
+    # Finite floats are ordered as their bits are, and comparing integers is ten times faster than comparing halves.
+    return bool((array.view(f"<i{array.itemsize}") > 0).all())

@@ -80,7 +80,8 @@ def test_sound_artifact_has_no_faults(artifact: Path, level: Any) -> None:
 
 def test_every_byte_of_every_hashed_file_is_covered(artifact: Path) -> None:
     rng = random.Random(0)
-    for file in sorted(file for file in artifact.rglob("*") if file.is_file() and file.name not in ("README.md", "croissant.json")):
+    unhashed = ("README.md", "croissant.json")
+    for file in sorted(file for file in artifact.rglob("*") if file.is_file() and file.name not in unhashed):
         data = file.read_bytes()
         small = file.suffix not in (".tar", ".parquet") or "meta" in file.parts
         for position in [0, len(data) - 1, *(rng.randrange(len(data)) for _ in range(20))]:
