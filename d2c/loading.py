@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,13 @@ class Loader:
                 expected=f"a number of ranks among {divisors}",
                 hint=f"give --batch-size {batch_size // world * world or world}",
             )
+        if not 0 <= rank < world:
+            raise D2CError("there is no such rank", found=f"rank {rank} of {world}", expected=f"0 to {world - 1}")
+        known = [column.name for column in artifact.columns]
+        if token_column is not None and token_column not in known:
+            raise D2CError(
+                "there is no such column", where=artifact.path, found=token_column, expected=", ".join(known)
+            )
         self.artifact, self.batch_size, self.seed, self.device = artifact, batch_size, seed, device
         self._rank, self._world, self._token_column = rank, world, token_column
         self._labels = torch.from_numpy(np.asarray(artifact.labels, dtype=np.int64)).to(device)
@@ -158,7 +166,7 @@ class Loader:
     def _take(self, column: str, rows: np.ndarray[Any, Any], index: Tensor) -> Tensor:
         if self.resident is None:
             return torch.from_numpy(self.artifact.stack(column, rows)).to(self.device)
-        return self._columns[column][index.to(self.resident)].to(self.device)
+        return self._columns[column].index_select(0, index.to(self.resident)).to(self.device)
 
     def _whole(self, column: Column, home: torch.device) -> Tensor:
         dtype = torch.from_numpy(np.empty(0, column.numpy)).dtype
@@ -172,8 +180,17 @@ class Loader:
 
 def decode_tokens(codec: str, codes: Tensor, scale: Tensor, rms: Tensor) -> Tensor:
     """`formats.codecs.decode` on any device: float32 [n, T, D] from codes [n, T, D or D/2], scale [n, T], rms [D]."""
-    levels = codes.float() if codec == INT8 else 2 * torch.stack([codes & 15, codes >> 4], -1).flatten(-2).float() - 15
-    return levels * (scale.float()[..., None] * rms)
+    decoded = torch.empty((*scale.shape, len(rms)), device=codes.device)
+    # On a CPU one image at a time, whose numbers stay in its cache: half the time of a whole batch.
+    step = 1 if codes.device.type == "cpu" else max(1, len(codes))
+    for first in range(0, len(codes), step):
+        some = slice(first, first + step)
+        torch.mul(_levels(codec, codes[some]), scale[some].float()[..., None] * rms, out=decoded[some])
+    return decoded
+
+
+def _levels(codec: str, codes: Tensor) -> Tensor:
+    return codes if codec == INT8 else 2 * torch.stack([codes & 15, codes >> 4], -1).flatten(-2).float() - 15
 
 
 def _free_memory(device: torch.device, world: int) -> float:
@@ -181,4 +198,13 @@ def _free_memory(device: torch.device, world: int) -> float:
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     # SC_AVPHYS_PAGES counts what nobody uses at all, so a warm page cache looks like a full machine: take the half.
-    return 0.5 * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / world
+    return 0.5 * min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _allowance()) / world
+
+
+def _allowance() -> float:
+    """Bytes that this process's control group may use, as a container sets them."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        file = Path("/sys/fs/cgroup") / name
+        if file.is_file() and (text := file.read_text(encoding="ascii").strip()).isdigit():
+            return float(text)
+    return float("inf")

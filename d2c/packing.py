@@ -28,8 +28,10 @@ from d2c.sources import Source, open_source
 from d2c.tokens import CODECS, TokenCodec, VisionTokens, vision_facts
 from d2c.workspace import Workspace
 from formats import codecs, open_artifact, verify
+from formats.codecs import Fidelity
 from formats.files import read_json
 from formats.hashing import xxh3_json
+from formats.licence import check_licence
 from formats.schema import CONTAINERS, LATENT, RECIPE, RMS, Container
 from formats.shards import Sample
 from formats.writer import ArtifactWriter
@@ -64,6 +66,7 @@ class PackingConfig:
     def __post_init__(self) -> None:
         if self.container not in CONTAINERS:
             raise UsageError("unknown container", found=self.container, expected=", ".join(CONTAINERS))
+        check_licence(self.licence, self.source_terms)
         if self.tokens not in CODECS:
             raise UsageError("unknown token codec", found=self.tokens, expected=", ".join(CODECS))
         if self.shards is not None and self.shards < 1:
@@ -196,8 +199,9 @@ def plan_contents(config: PackingConfig, contents: Contents, inputs: dict[str, A
     if not len(contents.picks):
         raise D2CError("there is nothing to pack", where=contents.source, hint="select at least one image")
     asked = {"options": identity(config), "inputs": inputs}
-    before = _packed_from(config.out)
-    if before is None and config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+    before = None if config.overwrite else _packed_from(config.out)
+    foreign = not (config.out / "manifest.json").exists() and config.out.exists()
+    if foreign and (not config.out.is_dir() or any(config.out.iterdir())):
         raise D2CError(
             "there is something else where the artifact should go",
             where=config.out,
@@ -213,16 +217,24 @@ def plan_contents(config: PackingConfig, contents: Contents, inputs: dict[str, A
 
 
 def _packed_from(out: Path) -> dict[str, Any] | None:
-    """What the artifact at ``out`` was packed from; empty where another tool wrote it, None where there is none."""
+    """What the artifact at ``out`` was packed from; None where there is none.
+
+    Raises:
+        D2CError: another command wrote it.
+    """
     manifest = out / "manifest.json"
     if not manifest.exists():
         return None
+    if not verify(out, "quick").ok:
+        return {"inputs": {"the artifact's files": "damaged"}}
     value = read_json(manifest).get("packed_from")
-    return (
-        value
-        if isinstance(value, dict) and verify(out, "quick").ok
-        else {"inputs": {"the artifact's files": "damaged"}}
-    )
+    if not isinstance(value, dict):
+        raise D2CError(
+            "there is an artifact here that was not packed here",
+            where=out,
+            hint="choose another folder with --out, or replace it with --overwrite",
+        )
+    return value
 
 
 def _open(plan: Plan) -> ArtifactWriter:
@@ -270,7 +282,11 @@ def _write_shards(ranks: Ranks, job: _Job) -> None:
             for shard in range(ranks.rank, plan.shards, ranks.world):
                 if shard not in finished:
                     rows = order[bounds[shard] : bounds[shard + 1]]
-                    writer.write(shard, _samples(plan, source, codec, rms, rows, bounds[shard], bar, ranks.world))
+                    cost = Fidelity()
+                    costs = {contents.token_column: cost} if contents.coded else {}
+                    writer.write(
+                        shard, _samples(plan, source, codec, rms, cost, rows, bounds[shard], bar, ranks.world), costs
+                    )
 
 
 def _rms(writer: ArtifactWriter, contents: Contents) -> np.ndarray[Any, Any] | None:
@@ -282,6 +298,7 @@ def _samples(
     source: Source,
     codec: LatentCodec,
     rms: np.ndarray[Any, Any] | None,
+    cost: Fidelity,
     rows: list[int],
     first: int,
     bar: Bar,
@@ -304,7 +321,7 @@ def _samples(
             arrays = {LATENT: raw[i]}
             if contents.tokens is not None:
                 name, tokens = contents.token_column, contents.tokens[int(row)]
-                arrays |= codecs.stored(name, contents.token_codec, tokens, rms)
+                arrays |= codecs.stored(name, contents.token_codec, tokens, rms, cost)
             info = {
                 "source_key": facts["key"],
                 "class_id": facts["label"],
@@ -335,11 +352,7 @@ def _finish(writer: ArtifactWriter, plan: Plan) -> None:
         **(contents.judge(writer.index()) if contents.judge else {}),
     }
     chosen = contents.picks.table.select(["key", "label", "rank"]).to_pylist()
-    fidelity = {}
-    rms = _rms(writer, contents)
-    if contents.tokens is not None and rms is not None:
-        fidelity[contents.token_column] = contents.tokens.fidelity(contents.token_codec, rms)
     rows, tables = contents.class_rows(writer.labels()), contents.class_tables()
-    finished = writer.finish(fields, rows, tables, chosen, fidelity=fidelity)
+    finished = writer.finish(fields, rows, tables, chosen)
     if config.container != RECIPE:
         readback.check(finished)

@@ -11,8 +11,8 @@ import numpy as np
 
 from d2c.workspace import Stage
 from formats import codecs
-from formats.files import atomic
-from formats.schema import INT4, INT8, RAW
+from formats.npy import write_npy
+from formats.schema import INT4, INT8, LATENT, RAW, RESERVED
 
 PART = 256
 """Images in a part: 100 MB of tokens at 256 x 768 fp16."""
@@ -21,14 +21,11 @@ TokenCodec = Literal["fp16", "int8", "int4"]
 CODECS: dict[TokenCodec, str] = {"fp16": RAW, "int8": INT8, "int4": INT4}
 """What users say -> the format's name."""
 
-_MEASURED = 2048
-"""Images whose tokens give the channels' rms and the fidelity: half a million tokens at 256 each."""
-
 
 def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
     """Write an npy file, whole or not at all."""
-    with atomic(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
+    # np.save hides from its caller why a write failed: a full disk would look like a bug.
+    write_npy(path, array)
 
 
 @dataclass(frozen=True)
@@ -54,23 +51,9 @@ class VisionTokens:
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
 
-    @property
-    def measured(self) -> list[int]:
-        """Rows that stand for all, spread evenly."""
-        count = min(len(self), _MEASURED)
-        return [len(self) * i // count for i in range(count)]
-
     def rms(self) -> np.ndarray[Any, Any]:
-        """Root mean square of every channel, float32 [dim]."""
-        return codecs.channel_rms(self[row] for row in self.measured)
-
-    def fidelity(self, codec: str, rms: np.ndarray[Any, Any]) -> dict[str, object]:
-        """What ``codec`` makes of these tokens, for the manifest."""
-        found = []
-        for row in self.measured:
-            codes, scale = codecs.encode(codec, self[row], rms)
-            found.append(codecs.cosines(self[row], codecs.decode(codec, codes, scale, rms)))
-        return codecs.fidelity(np.stack(found))
+        """Root mean square of every channel over all picks, float32 [dim]."""
+        return codecs.channel_rms(self[row] for row in range(len(self)))
 
 
 def vision_facts(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +67,6 @@ def vision_facts(config: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[
 
 
 def _column_name(encoder: str) -> str:
-    name = "".join(c if c.isalnum() else "_" for c in encoder.lower()).strip("_")
+    name = "".join(c if c.isascii() and c.isalnum() else "_" for c in encoder.lower()).strip("_")
     # Six short of the format's 32: a codec's scales are in a column of this name and "_scale".
-    return name[:26] or "vision"
+    return f"vision_{name}"[:26] if name in ("", LATENT, *RESERVED) else name[:26]

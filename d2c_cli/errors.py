@@ -18,6 +18,7 @@ import typer
 
 from d2c.errors import InterruptedRunError, UsageError
 from d2c_cli.config_file import JSON
+from d2c_cli.render import safe
 from formats.errors import FormatError, IntegrityError, VersionError
 
 FAILURE, USAGE, INTEGRITY, VERSION, TRY_AGAIN, CTRL_C = 1, 2, 3, 4, 75, 130
@@ -58,7 +59,8 @@ class Failure:
 
     def __str__(self) -> str:
         parts = [("where", self.where), ("found", self.found), ("expected", self.expected), ("try", self.hint)]
-        return "\n".join([f"error: {self.what}", *(f"  {name}: {value}" for name, value in parts if value)])
+        # Names come from files and servers that may hold control characters for the terminal.
+        return safe("\n".join([f"error: {self.what}", *(f"  {name}: {value}" for name, value in parts if value)]))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -92,6 +94,8 @@ def known_failures(ctx: typer.Context) -> Iterator[None]:
         yield
     except typer.BadParameter as error:
         _name_the_place(error)
+        if ctx.meta.get(JSON):
+            _document(ctx, Failure("UsageError", error.format_message(), USAGE))
         raise
     except (typer.Exit, typer.Abort):
         raise
@@ -101,9 +105,13 @@ def known_failures(ctx: typer.Context) -> Iterator[None]:
             raise
         typer.echo(failure if failure.code != CTRL_C else failure.what, err=True)
         if ctx.meta.get(JSON):
-            document = {"command": ctx.invoked_subcommand, "ok": False, "error": failure.to_dict()}
-            typer.echo(json.dumps(document, indent=2))
+            _document(ctx, failure)
         raise typer.Exit(failure.code) from None
+
+
+def _document(ctx: typer.Context, failure: Failure) -> None:
+    document = {"command": ctx.invoked_subcommand, "ok": False, "error": failure.to_dict()}
+    typer.echo(json.dumps(document, indent=2))
 
 
 def _name_the_place(error: typer.BadParameter) -> None:

@@ -24,6 +24,7 @@ def repack(
     tokens: options.NewTokens = None,
     licence: options.NewLicence = None,
     source_terms: options.NewTerms = None,
+    overwrite: options.Replace = False,
     config: options.Config = None,
     json: options.Json = False,
 ) -> None:
@@ -48,7 +49,7 @@ def repack(
         licence={name: value for name, value in notes.items() if value is not None},
     )
     with output.progress.bar("repack", len(before), "image") as bar:
-        after = rewrite(artifact, out, changes, bar.advance)
+        after = rewrite(artifact, out, changes, bar.advance, overwrite=overwrite)
     output.show(
         {
             "artifact": out,

@@ -118,6 +118,8 @@ class Artifact:
         elif out.shape != shape or out.dtype != record.numpy or not out.flags.c_contiguous:
             raise FormatError("`out` does not fit", found=f"{out.dtype} {out.shape}", expected=f"C order {shape}")
         # Slices of memoryviews: a copy costs a quarter of a microsecond more than its bytes, through numpy a whole one.
+        if np.asarray(indices).dtype == bool:
+            raise FormatError("samples are named by number, not by a mask", hint="np.flatnonzero(mask)")
         into, nbytes, size = out.reshape(-1).view(np.uint8).data, record.nbytes, len(self)
         for place, i in enumerate(np.asarray(indices).tolist()):
             if not -size <= i < size:
@@ -205,14 +207,22 @@ class Artifact:
         Raises:
             IntegrityError: the file is not the one that was written.
         """
-        record, path = self._parsed.file(SELECTION), self.path / SELECTION
-        if record is None or xxh3_file(path) != record.xxh3_128:
-            raise IntegrityError("the selection changed since it was written", where=path, hint="fetch this file again")
+        self._same(SELECTION)
         return read_selection(self.path)
 
     @cached_property
     def _info(self) -> pa.ChunkedArray:
+        self._same(INDEX)
         return read_table(self.path / INDEX, ["info"])["info"].combine_chunks()
+
+    def _same(self, name: str) -> None:
+        record, path = self._parsed.file(name), self.path / name
+        if record is None or not path.is_file() or xxh3_file(path) != record.xxh3_128:
+            raise IntegrityError(
+                "a file of the artifact is not the one that was there when it was opened",
+                where=path,
+                hint="if the artifact was replaced, open it again; else fetch this file again",
+            )
 
     def _shared(self, record: ArrayRecord) -> np.ndarray[Any, Any]:
         array = read_npy(self.path / record.path)
@@ -248,8 +258,16 @@ class Artifact:
 
     def _map(self, shard: int) -> memoryview:
         path = self.path / self._parsed.shards[shard].path
-        with path.open("rb") as stream:
-            mapped = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+        try:
+            with path.open("rb") as stream:
+                mapped = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+        except (OSError, ValueError) as error:
+            raise IntegrityError(
+                "a shard went away while the artifact was in use",
+                where=path,
+                found=str(error),
+                hint="if it was replaced, open the artifact again",
+            ) from error
         if len(mapped) != self._parsed.shards[shard].bytes:
             raise IntegrityError("a shard changed its size while it was in use", where=path, found=len(mapped))
         self._maps[shard] = mapped

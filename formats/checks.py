@@ -5,6 +5,7 @@ One pass finds all faults; the reader stops at any, verification reports them.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +46,7 @@ def quick_check(root: Path) -> Checked:
         VersionError: the artifact is newer than this reader.
     """
     if not (root / MANIFEST).is_file():
-        unfinished = root.with_name(f"{root.name}.partial").exists()
+        unfinished = os.path.exists(f"{os.path.realpath(root)}.partial")
         raise FormatError(
             "there is no finished artifact here",
             where=root,

@@ -7,7 +7,10 @@ as an alignment loss wants it, needs ``level(code) * rms`` only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ _STEP = 0.335
 """Of the 16-level uniform quantiser that is best for a unit normal distribution (Max 1960, table II)."""
 _REFITS = 2
 _TINY = np.float32(1e-30)
+_BIN, _FINEST = 0.01, 1e-8
 
 
 def columns(name: str, codec: str, shape: tuple[int, ...]) -> list[Column]:
@@ -51,8 +55,8 @@ def channel_rms(arrays: Iterable[NDArray[np.floating]]) -> Floats:
         part = np.einsum("td,td->d", flat, flat)
         total = part if total is None else total + part
         count += len(flat)
-    if total is None:
-        raise FormatError("there are no tokens to measure", expected="at least one array")
+    if total is None or not np.isfinite(total).all():
+        raise FormatError("there are no finite tokens to measure", found="none" if total is None else "NaN or infinity")
     return np.sqrt(total / count).astype(np.float32)
 
 
@@ -61,7 +65,10 @@ def encode(codec: str, tokens: NDArray[np.floating], rms: Floats) -> tuple[NDArr
     live = rms > 0
     units = np.where(live, tokens.astype(np.float32) / np.where(live, rms, 1), 0).astype(np.float32)
     if codec == INT8:
-        scale = (np.abs(units).max(-1) / 127).astype(np.float16)
+        exact = np.abs(units).max(-1) / 127
+        scale = exact.astype(np.float16)
+        # Up, so that no code is clipped and no small token becomes zero.
+        scale = np.where(scale < exact, np.nextafter(scale, np.float16(np.inf)), scale)
         codes = np.rint(units / _divisor(scale))
         return np.clip(codes, -127, 127).astype(np.int8), scale
     fitted = _STEP / 2 * np.sqrt(np.square(units).mean(-1))
@@ -74,16 +81,23 @@ def encode(codec: str, tokens: NDArray[np.floating], rms: Floats) -> tuple[NDArr
     return codes[..., 0::2] | codes[..., 1::2] << 4, scale
 
 
-def stored(name: str, codec: str, tokens: NDArray[np.floating], rms: Floats | None) -> dict[str, NDArray[Any]]:
-    """The arrays of one sample for the `columns` of ``name``; ``rms`` is None for raw ones."""
+def stored(
+    name: str, codec: str, tokens: NDArray[np.floating], rms: Floats | None, cost: Fidelity | None = None
+) -> dict[str, NDArray[Any]]:
+    """The arrays of one sample for the `columns` of ``name``; ``rms`` is None for raw ones. ``cost`` takes note."""
     if rms is None:
         return {name: tokens.astype(np.float16, copy=False)}
     codes, scale = encode(codec, tokens, rms)
+    if cost is not None:
+        cost.add(cosines(tokens, decode(codec, codes, scale, rms)))
     return {name: codes, f"{name}_scale": scale}
 
 
 def decode(codec: str, codes: NDArray[np.generic], scale: NDArray[np.float16], rms: Floats) -> Floats:
-    """The values of ``codes`` [..., T, D or D/2] with ``scale`` [..., T] and ``rms`` [D]: float32 [..., T, D]."""
+    """The values of ``codes`` [..., T, D or D/2] with ``scale`` [..., T] and ``rms`` [D]: float32 [..., T, D].
+
+    ``level * (scale * rms)`` in float32, in this order: another one rounds another way.
+    """
     return levels(codec, codes) * (scale.astype(np.float32)[..., None] * rms)
 
 
@@ -105,12 +119,56 @@ def cosines(tokens: NDArray[np.floating], decoded: Floats) -> Floats:
     return np.where(both_zero, 1, product / np.sqrt(np.maximum(squares, _TINY))).astype(np.float32)
 
 
-def fidelity(values: NDArray[np.float32]) -> dict[str, object]:
-    """What goes into a manifest about `cosines` of many tokens, rounded down to six digits."""
-    flat = values.reshape(-1).astype(np.float64)
-    numbers = {"mean": flat.mean(), "p01": np.quantile(flat, 0.01), "min": flat.min()}
-    rounded = {name: float(np.floor(value * 1e6) / 1e6) for name, value in numbers.items()}
-    return {"metric": "cosine", **rounded, "tokens": int(flat.size)}
+@dataclass
+class Fidelity:
+    """What a codec cost many tokens, gathered a few at a time: their `cosines` as sum, minimum and histogram.
+
+    The first percentile is read from the histogram of 1 - cosine, in bins of 1 %, at the end that promises less.
+    ``against`` is the codec of what was encoded: not raw where tokens were encoded for the second time.
+    """
+
+    against: str = RAW
+    tokens: int = 0
+    total: float = 0.0
+    least: float = 1.0
+    bins: Counter[int] = field(default_factory=Counter)
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Take note of some tokens' cosines, of any shape."""
+        flat = values.reshape(-1).astype(np.float64)
+        self.tokens += flat.size
+        self.total += float(flat.sum())
+        self.least = min(self.least, float(flat.min()))
+        places = np.ceil(np.log(np.maximum(1 - flat, _FINEST)) / _BIN).astype(int)
+        self.bins.update(dict(zip(*(part.tolist() for part in np.unique(places, return_counts=True)), strict=True)))
+
+    def merge(self, other: Fidelity) -> None:
+        """Take note of what another one has noted."""
+        self.tokens += other.tokens
+        self.total += other.total
+        self.least = min(self.least, other.least)
+        self.bins.update(other.bins)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a file of its own; `from_dict` reads it."""
+        return {**asdict(self), "bins": {str(place): count for place, count in sorted(self.bins.items())}}
+
+    @staticmethod
+    def from_dict(record: Mapping[str, Any]) -> Fidelity:
+        bins = Counter({int(place): count for place, count in record["bins"].items()})
+        return Fidelity(record["against"], record["tokens"], record["total"], record["least"], bins)
+
+    def summary(self) -> dict[str, Any]:
+        """What goes into a manifest, rounded down to six digits."""
+        left = math.ceil(0.01 * self.tokens)
+        p01 = self.least
+        for place in sorted(self.bins, reverse=True):
+            p01, left = max(self.least, 1 - math.exp(place * _BIN)), left - self.bins[place]
+            if left <= 0:
+                break
+        numbers = {"mean": self.total / max(1, self.tokens), "p01": p01, "min": self.least}
+        rounded = {name: math.floor(value * 1e6) / 1e6 for name, value in numbers.items()}
+        return {"metric": "cosine", **rounded, "tokens": self.tokens, "against": self.against}
 
 
 def _divisor(scale: NDArray[np.floating]) -> Floats:

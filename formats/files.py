@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,18 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as canonical JSON (sorted keys, UTF-8, LF), whole or not at all."""
     write_bytes(path, canonical_json(value).encode())
+
+
+def write_rows(path: Path, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write ``{name: [rows]}`` with the bytes of `write_json`, without holding more than one row of it as text."""
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write(f'{{\n  "{name}": [')
+        before = ""
+        for row in rows:
+            text = canonical_json(dict(row)).rstrip("\n").replace("\n", "\n    ")
+            stream.write(f"{before}\n    {text}")
+            before = ","
+        stream.write("\n  ]\n}\n" if before else "]\n}\n")
 
 
 def read_json(path: Path) -> Any:
@@ -107,6 +119,8 @@ def table_facts(path: Path) -> tuple[list[pa.Field], int]:
 
 def remove_tree(path: Path) -> None:
     """Delete a directory so that a kill half-way leaves nothing that looks finished: rename first, then delete."""
+    if path.is_symlink():
+        path.unlink()
     if not path.exists():
         return
     doomed = path.with_name(f".tmp-{os.getpid()}-{path.name}.deleted")

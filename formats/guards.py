@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from formats.encoding import finite
 from formats.errors import FormatError
 from formats.files import read_json
 from formats.layout import MANIFEST, unlisted
@@ -59,6 +61,16 @@ def check_replaceable(out: Path) -> None:
         expected="a new or empty folder, or a finished artifact",
         hint="move it away, or choose another output folder",
     )
+
+
+def check_finite(array: np.ndarray[Any, Any], where: str) -> None:
+    """No value is NaN or infinite.
+
+    Raises:
+        FormatError: one is.
+    """
+    if not finite(array):
+        raise FormatError("an array that samples share holds NaN or infinity", where=where)
 
 
 def check_classes(index: pa.Table, classes: Sequence[ClassRow], where: Path) -> None:

@@ -11,10 +11,18 @@ INDEX, SELECTION, CLASSES = "meta/samples.parquet", "meta/selection.json", "clas
 OWNED = ("shards", "parquet", "meta", "classes", "codec")
 """Folders in which an unlisted file is a fault; elsewhere it is only worth a warning."""
 
+PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".pyd", ".joblib", ".ckpt", ".bin")
+"""Ends of names whose files can hold a pickle, which runs code where it is loaded."""
+
 LICENSE = "LICENSE"
 """What a publisher may add by hand."""
 
-_UNHASHED = (MANIFEST, SUMS, README, "croissant.json")
+UNHASHED = (MANIFEST, SUMS, README, "croissant.json")
+
+
+def codec_path(column: str, role: str) -> str:
+    """Path of an array that decoding ``column`` needs."""
+    return f"codec/{column}_{role}.npy"
 
 
 def unlisted(root: Path, listed: AbstractSet[str], *, everything: bool = False) -> list[str]:
@@ -23,7 +31,7 @@ def unlisted(root: Path, listed: AbstractSet[str], *, everything: bool = False) 
     Hidden names outside the artifact's own folders and a LICENSE are left out, unless ``everything``: they are no
     fault, but somebody's.
     """
-    known = _UNHASHED if everything else (*_UNHASHED, LICENSE)
+    known = UNHASHED if everything else (*UNHASHED, LICENSE)
     found = []
     for folder, folders, files in os.walk(root):
         inside = Path(folder).relative_to(root)

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from pathlib import Path
 
 from formats.errors import FormatError
 
+_PAUSE = 0.05
+
 
 class WriterLock:
-    """An exclusive lock on ``path``, taken at once or not at all; the file goes away with `release`.
+    """An exclusive lock on ``path``, taken within ``patience`` seconds or not at all; its file goes with `release`.
 
     Raises:
         FormatError: another process holds it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patience: float = 0.0) -> None:
         self.path = path
+        deadline = time.monotonic() + patience
         self._descriptor: int | None = None
         path.parent.mkdir(parents=True, exist_ok=True)
         while self._descriptor is None:
@@ -27,6 +31,9 @@ class WriterLock:
             except BlockingIOError as error:
                 holder = os.pread(descriptor, 20, 0).decode("ascii", "replace")
                 os.close(descriptor)
+                if time.monotonic() < deadline:
+                    time.sleep(_PAUSE)
+                    continue
                 raise FormatError(
                     "another process is writing here",
                     where=path,

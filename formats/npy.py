@@ -14,7 +14,8 @@ import numpy as np
 
 from formats.errors import FormatError
 from formats.files import write_bytes
-from formats.schema import DTYPES, MOST_SIDES
+from formats.hashing import xxh3_array
+from formats.schema import DTYPES, MOST_SIDES, ArrayRecord
 
 _MAGIC = b"\x93NUMPY\x01\x00"
 _HEADER = re.compile(
@@ -71,6 +72,11 @@ def write_npy(path: Path, array: np.ndarray[Any, Any]) -> None:
     if dtype not in DTYPES or array.dtype.str[0] == ">":
         raise FormatError("this dtype cannot be stored", where=path, found=array.dtype, expected=", ".join(DTYPES))
     write_bytes(path, npy_header(dtype, array.shape) + np.ascontiguousarray(array).tobytes())
+
+
+def array_record(path: str, array: np.ndarray[Any, Any]) -> ArrayRecord:
+    """What a manifest says of ``array`` that is stored at ``path`` of the artifact."""
+    return ArrayRecord(path, array.dtype.str[1:], array.shape, xxh3_array(array))
 
 
 def read_npy(path: Path) -> np.ndarray[Any, Any]:

@@ -1,4 +1,4 @@
-"""Rewrite an artifact: another container, other shards, other token codecs, another licence note.
+"""Rewrite an artifact: another container, other shards, a coarser token codec, another licence note.
 
 What a sample is decides the content id, so a change of container or shards keeps it; a change of codec gives another
 one, and the new artifact names the old as its parent.
@@ -16,14 +16,17 @@ import numpy as np
 
 from formats import codecs
 from formats.artifact import Artifact, open_artifact
-from formats.errors import FormatError
-from formats.hashing import xxh3_json
+from formats.codecs import Fidelity
+from formats.errors import FormatError, VersionError
+from formats.hashing import canonical_json, parse_json, xxh3_json
+from formats.layout import MANIFEST
+from formats.licence import check_licence
 from formats.schema import CODECS, RAW, RECIPE, RMS, Column, Container
 from formats.shards import Sample
+from formats.version import FORMAT_VERSION
 from formats.writer import OWN_FIELDS, ArtifactWriter
 
-_MEASURED = 2048
-"""Samples whose tokens give a new codec its rms and its fidelity, spread evenly."""
+Arrays = Mapping[str, np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,54 +42,102 @@ class Changes:
 
 
 def repack(
-    source: str | Path, out: str | Path, changes: Changes, progress: Callable[[int], None] | None = None
+    source: str | Path,
+    out: str | Path,
+    changes: Changes,
+    progress: Callable[[int], None] | None = None,
+    *,
+    overwrite: bool = False,
 ) -> Artifact:
     """Write the artifact ``source`` to ``out`` with ``changes``; every array's hash is checked on the way.
 
-    A killed call goes on by shard. ``progress`` is told the samples written. Storage order and everything in the
-    manifest that is not about files are kept, fields unknown to this code included.
+    A killed call goes on by shard; a finished one is not repeated. ``progress`` is told the samples written. Storage
+    order and the manifest's fields that do not follow from what was written are kept, unknown ones included.
 
     Raises:
-        FormatError: ``out`` holds something else or is ``source``, or ``source`` is a recipe.
+        FormatError: ``out`` holds something else (another artifact: unless ``overwrite``) or lies in ``source``;
+            ``source`` is a recipe; or a codec is asked for that cannot bring back what another one took.
+        VersionError: ``source`` has a newer minor version, of which this code may lose something.
         IntegrityError: the source is damaged.
     """
     artifact, place = open_artifact(source), Path(out)
-    if place.resolve() == artifact.path.resolve():
+    _check(artifact, place, changes)
+    recoded = _recoded(artifact, changes.tokens)
+    fields, columns = _fields(artifact, changes, recoded), _columns(artifact, recoded)
+    container = changes.container or artifact.manifest["container"]["kind"]
+    count = min(changes.shards or len(artifact.shards), len(artifact))
+    if (place / MANIFEST).exists() and not overwrite:
+        return _finished(place, container, count, columns, fields)
+    digest = xxh3_json({"source": artifact.manifest, **asdict(changes)})
+    with ArtifactWriter(place, container, columns, count, digest) as writer:
+        rms = {
+            column.name: writer.codec_array(column.name, RMS, partial(_rms, artifact, column.name))
+            for column in columns
+            if column.codec != RAW
+        }
+        finished = writer.done_shards()
+        for shard in range(count):
+            first, last = len(artifact) * shard // count, len(artifact) * (shard + 1) // count
+            if shard not in finished:
+                costs = {name: Fidelity(against=_column(artifact, name).codec) for name in recoded}
+                writer.write(shard, _samples(artifact, recoded, rms, costs, range(first, last)), costs)
+            if progress:
+                progress(last - first)
+        tables = {record["name"]: artifact.table(record["name"]) for record in artifact.manifest["class_tables"]}
+        kept = {column.name: column.fidelity for column in artifact.columns if column.fidelity is not None}
+        writer.finish(fields, artifact.classes, tables, artifact.selection, fidelity=kept)
+    return open_artifact(place)
+
+
+def _check(artifact: Artifact, place: Path, changes: Changes) -> None:
+    licence = changes.licence or {}
+    check_licence(licence.get("spdx", ""), licence.get("source_terms", ""))
+    if place.resolve().is_relative_to(artifact.path.resolve()):
         raise FormatError("an artifact cannot be repacked into itself", where=place, hint="name another folder")
-    container = artifact.manifest["container"]["kind"]
-    if container == RECIPE:
+    if changes.container == RECIPE:
+        raise FormatError(
+            "a recipe is not made by repacking", where=place, hint="pack what was selected with --recipe-only"
+        )
+    if not artifact.shards:
         raise FormatError(
             "a recipe holds no arrays to repack",
             where=artifact.path,
             hint=f"make them from your own copy of the images: d2c rebuild {artifact.path} --source DIR",
         )
-    recoded = _recoded(artifact, changes.tokens)
-    count = min(changes.shards or len(artifact.shards), len(artifact))
-    digest = xxh3_json({"source": artifact.manifest, **asdict(changes)})
-    with ArtifactWriter(place, changes.container or container, _columns(artifact, recoded), count, digest) as writer:
-        arrays = _writer_arrays(artifact, recoded, writer)
-        finished = writer.done_shards()
-        for shard in range(count):
-            first, last = len(artifact) * shard // count, len(artifact) * (shard + 1) // count
-            if shard not in finished:
-                writer.write(shard, _samples(artifact, recoded, arrays, range(first, last)))
-            if progress:
-                progress(last - first)
-        rms = {name: arrays[name] for name, codec in recoded.items() if codec != RAW}
-        fidelity = {c.name: c.fidelity for c in artifact.columns if c.fidelity and c.name not in recoded}
-        lost = {name: _fidelity(artifact, name, recoded[name], rms[name]) for name in rms}
-        writer.finish(
-            _fields(artifact, changes, recoded),
-            artifact.classes,
-            {record["name"]: artifact.table(record["name"]) for record in artifact.manifest["class_tables"]},
-            artifact.selection,
-            fidelity={**fidelity, **lost},
+    if (version := artifact.manifest["format"]["version"]) != FORMAT_VERSION:
+        raise VersionError(
+            "this artifact is newer than what can be rewritten without loss",
+            where=artifact.path,
+            found=f"format {version}",
+            expected=f"format {FORMAT_VERSION}",
+            hint="repack it with a newer release: pip install -U d2c-toolkit",
         )
-    return open_artifact(place)
+
+
+def _finished(place: Path, container: str, shards: int, columns: list[Column], fields: dict[str, Any]) -> Artifact:
+    """The artifact at ``place``, if it is what would be written there."""
+    there = open_artifact(place)
+    same = (
+        there.manifest["container"]["kind"] == container
+        and len(there.shards) == shards
+        and [replace(column, codec_arrays={}, fidelity=None) for column in there.columns] == columns
+        and {n: v for n, v in there.manifest.items() if n not in OWN_FIELDS} == parse_json(canonical_json(fields))
+    )
+    if same:
+        return there
+    raise FormatError(
+        "another artifact is here already",
+        where=place,
+        hint="choose another folder, or replace it with --overwrite",
+    )
+
+
+def _column(artifact: Artifact, name: str) -> Column:
+    return next(column for column in artifact.columns if column.name == name)
 
 
 def _recoded(artifact: Artifact, codec: str | None) -> dict[str, str]:
-    """Token columns whose codec changes -> the new one."""
+    """Token columns whose codec changes -> the new one, which must be coarser."""
     if codec is None:
         return {}
     if codec not in CODECS:
@@ -94,6 +145,15 @@ def _recoded(artifact: Artifact, codec: str | None) -> dict[str, str]:
     tokens = [c for c in artifact.columns if c.codec != RAW or (c.dtype == "f2" and len(c.shape) == 2)]
     if not tokens:
         raise FormatError("there are no tokens in this artifact", where=artifact.path, hint="leave --tokens out")
+    finer = [column for column in tokens if CODECS.index(column.codec) > CODECS.index(codec)]
+    if finer:
+        raise FormatError(
+            "tokens that were encoded cannot be had back",
+            where=artifact.path,
+            found=f"{finer[0].name} in {finer[0].codec}",
+            expected=f"a codec at least as coarse, not {codec}",
+            hint="pack them anew with --tokens, or decode them as docs/format.md says",
+        )
     return {column.name: codec for column in tokens if column.codec != codec}
 
 
@@ -108,47 +168,22 @@ def _columns(artifact: Artifact, recoded: Mapping[str, str]) -> list[Column]:
     return columns
 
 
-def _writer_arrays(
-    artifact: Artifact, recoded: Mapping[str, str], writer: ArtifactWriter
-) -> dict[str, np.ndarray[Any, Any]]:
-    """The rms of every coded column, kept in the new artifact: the old one's where there is one, else measured."""
-    arrays = {}
-    for column in writer.columns:
-        if column.codec != RAW:
-            arrays[column.name] = writer.codec_array(column.name, RMS, partial(_rms, artifact, column.name))
-    return arrays
-
-
 def _rms(artifact: Artifact, name: str) -> np.ndarray[Any, Any]:
-    column = next(column for column in artifact.columns if column.name == name)
-    if column.codec_arrays:
+    """The old artifact's rms where it has one, else measured on every sample."""
+    if _column(artifact, name).codec_arrays:
         return artifact.codec_array(name, RMS)
-    return codecs.channel_rms(artifact.array(i, name) for i in _measured(artifact))
-
-
-def _measured(artifact: Artifact) -> list[int]:
-    count = min(len(artifact), _MEASURED)
-    return [len(artifact) * i // count for i in range(count)]
-
-
-def _fidelity(artifact: Artifact, name: str, codec: str, rms: np.ndarray[Any, Any]) -> dict[str, object]:
-    found = []
-    for i in _measured(artifact):
-        before = artifact.values(name, [i])[0]
-        codes, scale = codecs.encode(codec, before, rms)
-        found.append(codecs.cosines(before, codecs.decode(codec, codes, scale, rms)))
-    return codecs.fidelity(np.stack(found))
+    return codecs.channel_rms(artifact.array(i, name) for i in range(len(artifact)))
 
 
 def _samples(
-    artifact: Artifact, recoded: Mapping[str, str], rms: Mapping[str, np.ndarray[Any, Any]], rows: range
+    artifact: Artifact, recoded: Mapping[str, str], rms: Arrays, costs: Mapping[str, Fidelity], rows: range
 ) -> Iterator[Sample]:
     dropped = {c.scale_column for c in artifact.columns if c.name in recoded}
     kept = [c.name for c in artifact.columns if c.name not in recoded and c.name not in dropped]
     for i in rows:
         arrays = {name: artifact.array(i, name) for name in kept}
         for name, codec in recoded.items():
-            arrays |= codecs.stored(name, codec, artifact.values(name, [i])[0], rms.get(name))
+            arrays |= codecs.stored(name, codec, artifact.values(name, [i])[0], rms[name], costs[name])
         yield Sample(artifact.index["key"][i].as_py(), int(artifact.labels[i]), arrays, artifact.info(i))
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from formats.errors import FormatError
 from formats.fields import Fields
+from formats.layout import PICKLES, UNHASHED
 from formats.version import check_version
 
 LATENT = "latent"
@@ -273,6 +274,9 @@ def parse_manifest(raw: Any, where: str | Path) -> Manifest:
     ):
         if len(set(listed)) != len(listed):
             raise FormatError(f"{what} name something twice", where=where, found=", ".join(listed))
+    for record in manifest.files:
+        if record.path in UNHASHED or record.path.endswith((*PICKLES, ".py")):
+            raise FormatError("an artifact holds no such file", where=where, found=record.path)
     for column in manifest.columns:
         _check_codec(column, manifest, where)
     if not manifest.samples:
@@ -321,6 +325,7 @@ def _check_codec(column: Column, manifest: Manifest, where: str | Path) -> None:
     scale, rms = manifest.column(str(column.scale_column)), column.codec_arrays.get(RMS)
     if (
         scale is None
+        or column.scale_column != f"{column.name}_scale"
         or rms is None
         or (scale.codec, scale.dtype, scale.shape) != (RAW, "f2", column.shape[:1])
         or (rms.dtype, rms.shape) != ("f4", column.values_shape[1:])

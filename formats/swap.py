@@ -27,9 +27,9 @@ def recover(place: Path) -> None:
     """
     name = re.escape(place.name)
     moved = re.compile(rf"\.tmp-\d+-{name}\.replaced")
-    doomed = re.compile(rf"\.tmp-\d+-(\.tmp-\d+-)?{name}\.(replaced|partial)\.deleted")
+    doomed = re.compile(rf"\.tmp-\d+-(\.tmp-\d+-)?{name}\.(replaced|partial|partial-pull)\.deleted")
     for path in sorted(place.parent.iterdir()):
         if moved.fullmatch(path.name) and not place.exists():
             os.replace(path, place)
         elif moved.fullmatch(path.name) or doomed.fullmatch(path.name):
-            shutil.rmtree(path)
+            path.unlink() if path.is_symlink() else shutil.rmtree(path)

@@ -25,6 +25,8 @@ from formats.verify_parquet import parquet_faults
 from formats.verify_tar import Row, tar_faults, walk
 
 Level = Literal["quick", "default", "deep"]
+_BATCH = 10_000
+"""Rows of the index that are Python objects at once."""
 
 
 def verify(path: str | Path, level: Level = "default", progress: Callable[[int], None] | None = None) -> Report:
@@ -112,25 +114,28 @@ def _table_faults(path: Path, record: ArrayRecord) -> list[Fault]:
 
 
 def _ids(report: Report, manifest: Manifest, index: pa.Table) -> None:
-    digests = {column.name: index[f"{column.name}.xxh3"].to_pylist() for column in manifest.columns}
-    rows = zip(*(index[name].to_pylist() for name in ("key", "label", "sample_id")), strict=True)
-    for row, (key, label, expected) in enumerate(rows):
-        found = sample_id(label, manifest.columns, {name: column[row] for name, column in digests.items()})
-        if found != expected:
-            report.faults.append(Fault("index", INDEX, None, key, f"sample id {expected}", found))
+    names = [column.name for column in manifest.columns]
+    wanted = ["key", "label", "sample_id", *(f"{name}.xxh3" for name in names)]
+    for batch in index.select(wanted).to_batches(max_chunksize=_BATCH):
+        for key, label, expected, *digests in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+            found = sample_id(label, manifest.columns, dict(zip(names, digests, strict=True)))
+            if found != expected:
+                report.faults.append(Fault("index", INDEX, None, key, f"sample id {expected}", found))
 
 
 def _facts(report: Report, index: pa.Table) -> None:
     first: set[str] | None = None
-    for key, text in zip(index["key"].to_pylist(), index["info"].to_pylist(), strict=True):
-        try:
-            names = set(parse_info(text, key))
-        except FormatError as error:
-            report.faults.append(Fault("value", INDEX, None, key, f"{error.what}: {error.found}"))
-            continue
-        first = names if first is None else first
-        if names != first:
-            report.faults.append(Fault("value", INDEX, None, key, f"facts {sorted(names)[:9]}", f"{sorted(first)[:9]}"))
+    for batch in index.select(["key", "info"]).to_batches(max_chunksize=_BATCH):
+        for key, text in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            try:
+                names = set(parse_info(text, key))
+            except FormatError as error:
+                report.faults.append(Fault("value", INDEX, None, key, f"{error.what}: {error.found}"))
+                continue
+            first = names if first is None else first
+            if names != first:
+                found, expected = f"facts {sorted(names)[:9]}", f"{sorted(first)[:9]}"
+                report.faults.append(Fault("value", INDEX, None, key, found, expected))
 
 
 def _selection(report: Report, root: Path) -> None:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from formats.errors import FormatError
+from formats.layout import PICKLES
 from formats.npy import npy_header, parse_npy_header
 from formats.report import Fault
 from formats.schema import Column
 from formats.shards_tar import members
 from formats.tar import BLOCK, LONGEST_NAME, RECORD, padded, tar_header
 
-_PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".pyd", ".joblib", ".ckpt", ".bin")
 _SIZE = re.compile(rb"[0-7]{11}\0")
 _KINDS = {
     b"1": "a hard link",
@@ -107,7 +107,7 @@ def _header_faults(block: bytes, member: Member, path: str) -> list[Fault]:
     faults = []
     if name.startswith("/") or "\\" in name or ".." in name.split("/"):
         faults.append(Fault("unsafe", path, where, None, f"a member that points outside: {name!r}"))
-    if name.endswith(_PICKLES):
+    if name.endswith(PICKLES):
         faults.append(Fault("unsafe", path, where, None, f"a member that can hold a pickle: {name!r}"))
     if block[156:157] != b"0":
         kind = _KINDS.get(block[156:157], f"type {block[156:157]!r}")

@@ -16,19 +16,30 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from formats.card import card
+from formats.codecs import Fidelity
 from formats.croissant import CROISSANT, croissant
 from formats.encoding import Sample
 from formats.errors import FormatError
-from formats.files import read_json, read_table, remove_tree, sync_directory, write_bytes, write_json, write_table
-from formats.guards import check_classes, check_columns, check_facts, check_keys, check_replaceable
-from formats.hashing import canonical_json, sha256_file, xxh3_array, xxh3_file
+from formats.files import (
+    read_json,
+    read_table,
+    remove_tree,
+    sync_directory,
+    write_bytes,
+    write_json,
+    write_rows,
+    write_table,
+)
+from formats.guards import check_classes, check_columns, check_facts, check_finite, check_keys, check_replaceable
+from formats.hashing import canonical_json, sha256_file, xxh3_file
 from formats.identity import content_id
 from formats.index import index_schema
-from formats.layout import CLASSES, INDEX, MANIFEST, README, SELECTION, SUMS
+from formats.layout import CLASSES, INDEX, MANIFEST, README, SELECTION, SUMS, codec_path
 from formats.lock import WriterLock
-from formats.npy import read_npy, write_npy
+from formats.npy import array_record, read_npy, write_npy
 from formats.schema import (
     CONTAINERS,
     RAW,
@@ -49,7 +60,7 @@ from formats.version import FORMAT_NAME, FORMAT_VERSION
 _REQUIRED = ("name", "latent", "encoders", "preprocess", "source", "selection", "licence", "seeds", "tool")
 OWN_FIELDS = ("format", "content_id", "counts", "container", "columns", "class_tables", "files", "created")
 """Manifest fields that follow from what was written."""
-_FACTS = b"d2c_shard"
+_FACTS, _COSTS = b"d2c_shard", b"d2c_costs"
 
 
 class ArtifactWriter:
@@ -80,7 +91,8 @@ class ArtifactWriter:
             raise FormatError("an artifact needs a container, columns and shards", where=out, found=container)
         check_columns(columns, out)
         self.out, self.container, self.columns, self.n_shards = out, container, tuple(columns), n_shards
-        self._place = out.absolute()
+        # Resolved: a link to a folder on another disk stays what it is, and what it leads to is replaced.
+        self._place = out.resolve()
         self.partial = self._place.with_name(f"{self._place.name}.partial")
         self._artifact, self._parts = self.partial / "artifact", self.partial / "parts"
         self._config = {
@@ -142,19 +154,23 @@ class ArtifactWriter:
         Raises:
             FormatError: there is none, and nothing to make it with.
         """
-        path = self._artifact / _codec_path(column, role)
+        path = self._artifact / codec_path(column, role)
         if not path.exists():
             if make is None:
                 raise FormatError("an array that a codec needs was not written", where=path, expected=f"{role}")
-            write_npy(path, make())
+            array = make()
+            check_finite(array, f"{column}: {role}")
+            write_npy(path, array)
         return read_npy(path)
 
     def done_shards(self) -> set[int]:
         """Numbers of the shards whose bytes on disk still have the hash they were written with."""
         return {shard for shard in range(self.n_shards) if self._whole(shard)}
 
-    def write(self, shard: int, samples: Iterable[Sample]) -> None:
+    def write(self, shard: int, samples: Iterable[Sample], costs: Mapping[str, Fidelity] | None = None) -> None:
         """Write shard number ``shard``, whole or not at all; an earlier one of that number is replaced.
+
+        ``costs``: by column, what its codec cost the samples, complete when the last of them has been taken.
 
         Raises:
             FormatError: a sample that does not fit; see `formats.shards.write_shard`.
@@ -166,7 +182,9 @@ class ArtifactWriter:
         if self.container != RECIPE:
             record = asdict(replace(self._record(self._name(shard)), samples=len(rows)))
         table = pa.Table.from_pylist(rows, schema=index_schema(self.columns, self.container))
-        write_table(self._part(shard), table.replace_schema_metadata({_FACTS: json.dumps(record)}))
+        noted = {name: cost.to_dict() for name, cost in (costs or {}).items()}
+        facts = {_FACTS: json.dumps(record), _COSTS: json.dumps(noted)}
+        write_table(self._part(shard), table.replace_schema_metadata(facts))
 
     def labels(self) -> np.ndarray[Any, np.dtype[np.int32]]:
         """Class numbers of all samples written so far, in storage order [N]."""
@@ -196,8 +214,8 @@ class ArtifactWriter:
 
         ``manifest_fields``: name, latent, encoders, preprocess, source, selection, licence, seeds, tool; parents,
         order and any further field are kept as given. ``class_tables``: name -> array [C, ...]. ``selection``: what
-        was chosen, in rank order. ``fidelity``: by column, what its codec cost. ``created`` is left out unless given,
-        since it would change the bytes.
+        was chosen, in rank order. ``fidelity``: by column, what its codec cost where `write` was not told, since the
+        codes are not from here. ``created`` is left out unless given, since it would change the bytes.
 
         Raises:
             FormatError: a shard is missing, a key comes twice, classes and labels disagree, a field is missing.
@@ -217,10 +235,11 @@ class ArtifactWriter:
         for stray in self._artifact.rglob(".tmp-*"):
             stray.unlink()
         write_table(self._artifact / INDEX, index)
-        write_json(self._artifact / SELECTION, {"picks": [dict(pick) for pick in selection]})
+        write_rows(self._artifact / SELECTION, "picks", selection)
         write_json(self._artifact / CLASSES, {"classes": [asdict(row) for row in classes]})
         tables = {name: self._table(name, class_tables[name], len(classes)) for name in sorted(class_tables)}
-        columns = [self._finished(column, (fidelity or {}).get(column.name)) for column in self.columns]
+        fidelity = {**(fidelity or {}), **{name: cost.summary() for name, cost in self._costs().items()}}
+        columns = [self._finished(column, fidelity.get(column.name)) for column in self.columns]
         arrays = [*tables.values(), *(array for column in columns for array in column.codec_arrays.values())]
         others = [INDEX, SELECTION, CLASSES, *(array.path for array in arrays)]
         files = [*shards, *(self._record(name) for name in others)]
@@ -291,19 +310,29 @@ class ArtifactWriter:
         check_facts(index, self.partial)
         return index, [FileRecord(**record) for record in records if record]
 
+    def _costs(self) -> dict[str, Fidelity]:
+        costs: dict[str, Fidelity] = {}
+        for shard in range(self.n_shards):
+            metadata = pq.read_schema(self._part(shard)).metadata
+            for name, noted in json.loads(metadata[_COSTS]).items():
+                cost = Fidelity.from_dict(noted)
+                costs.setdefault(name, Fidelity(against=cost.against)).merge(cost)
+        return costs
+
     def _table(self, name: str, array: np.ndarray[Any, Any], classes: int) -> ArrayRecord:
-        record = _array_record(f"classes/{name}.npy", array)
+        record = array_record(f"classes/{name}.npy", array)
         Column(name, record.dtype, record.shape)
         if len(array) != classes:
             raise FormatError("a class table has one row per class", where=name, found=len(array), expected=classes)
+        check_finite(array, name)
         write_npy(self._artifact / record.path, array)
         return record
 
     def _finished(self, column: Column, fidelity: Mapping[str, Any] | None) -> Column:
         if column.codec == RAW:
             return column
-        path = _codec_path(column.name, RMS)
-        arrays = {RMS: _array_record(path, self.codec_array(column.name, RMS))}
+        path = codec_path(column.name, RMS)
+        arrays = {RMS: array_record(path, self.codec_array(column.name, RMS))}
         return replace(column, codec_arrays=arrays, fidelity=fidelity)
 
     def _record(self, name: str) -> FileRecord:
@@ -329,11 +358,3 @@ class ArtifactWriter:
         if facts is None:
             return True
         return bool(path.exists() and path.stat().st_size == facts["bytes"] and xxh3_file(path) == facts["xxh3_128"])
-
-
-def _codec_path(column: str, role: str) -> str:
-    return f"codec/{column}_{role}.npy"
-
-
-def _array_record(path: str, array: np.ndarray[Any, Any]) -> ArrayRecord:
-    return ArrayRecord(path, array.dtype.str[1:], array.shape, xxh3_array(array))

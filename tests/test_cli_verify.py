@@ -67,3 +67,22 @@ def test_no_artifact_is_1(tmp_path: Path) -> None:
     code, document, message = verify(tmp_path / "nowhere")
     assert (code, document["ok"]) == (1, False)
     assert "there is no artifact here" in message
+
+
+def test_a_bad_option_value_is_a_document_under_json(shards: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["repack", str(shards), str(tmp_path / "b"), "--tokens", "int9", "--json"])
+    assert result.exit_code == 2
+    document = json.loads(result.stdout)
+    assert (document["ok"], document["error"]["kind"]) == (False, "UsageError")
+    assert "int9" in document["error"]["what"]
+
+
+def test_names_from_elsewhere_cannot_steer_the_terminal(shards: Path) -> None:
+    manifest, sums = shards / "manifest.json", shards / "SHA256SUMS"
+    before = sha256_file(manifest)
+    content = read_json(manifest)
+    write_json(manifest, {**content, "format": {**content["format"], "version": "2.0\u001b[31m"}})
+    sums.write_text(sums.read_text().replace(before, sha256_file(manifest)))
+    result = CliRunner().invoke(app, ["inspect", str(shards)], prog_name="d2c")
+    assert result.exit_code != 0
+    assert "\u001b" not in result.stderr

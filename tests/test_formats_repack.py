@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from coded_fixture import write_coded
-from formats_fixture import contents, write_artifact
+from coded_fixture import agree, cost_of, write_coded
+from formats_fixture import contents, make_samples, write_artifact
 from killing import run_and_kill
 
 from d2c.progress import Progress
-from formats import FormatError, IntegrityError, codecs, open_artifact, verify
+from formats import FormatError, IntegrityError, VersionError, open_artifact, verify
 from formats.files import read_json, write_json
 from formats.hashing import sha256_file
 from formats.repack import Changes, repack
@@ -45,7 +44,7 @@ def test_a_coded_artifact_keeps_its_codes_and_their_fidelity(tmp_path: Path) -> 
     assert [c.fidelity for c in after.columns] == [c.fidelity for c in before.columns]
 
 
-@pytest.mark.parametrize(("first", "second"), [(RAW, INT8), (RAW, INT4), (INT8, INT4), (INT8, RAW), (INT4, RAW)])
+@pytest.mark.parametrize(("first", "second"), [(RAW, INT8), (RAW, INT4), (INT8, INT4)])
 def test_another_codec_is_another_content_and_names_its_parent(tmp_path: Path, first: str, second: str) -> None:
     before = open_artifact(write_coded(tmp_path / "a", first))
     after = repack(tmp_path / "a", tmp_path / "b", Changes(tokens=second))
@@ -54,10 +53,38 @@ def test_another_codec_is_another_content_and_names_its_parent(tmp_path: Path, f
     parent = after.manifest["parents"][-1]
     assert (parent["content_id"], parent["operation"]) == (before.content_id, "recode")
     column = next(column for column in after.columns if column.name == "tokens")
-    old, new = (artifact.values("tokens", range(20)) for artifact in (before, after))
-    found = codecs.fidelity(codecs.cosines(old, new.astype("f4")))
-    assert column.fidelity == (None if second == RAW else found)
-    assert found["min"] > 0.97  # type: ignore[operator]
+    expected = cost_of(*(artifact.values("tokens", range(20)) for artifact in (before, after)))
+    assert agree(column.fidelity, expected)
+    assert column.fidelity is not None
+    assert column.fidelity["against"] == first
+
+
+@pytest.mark.parametrize(("first", "second"), [(INT8, RAW), (INT4, RAW), (INT4, INT8)])
+def test_a_finer_codec_would_promise_what_is_gone(tmp_path: Path, first: str, second: str) -> None:
+    with pytest.raises(FormatError, match="cannot be had back"):
+        repack(write_coded(tmp_path / "a", first), tmp_path / "b", Changes(tokens=second))
+
+
+def test_another_artifact_is_replaced_only_when_that_is_asked_for(tmp_path: Path) -> None:
+    source, other = write_artifact(tmp_path / "a"), write_artifact(tmp_path / "b", samples=make_samples(12))
+    before = contents(other)
+    with pytest.raises(FormatError, match="--overwrite"):
+        repack(source, other, Changes(container="parquet"))
+    assert contents(other) == before
+    made = repack(source, other, Changes(container="parquet"), overwrite=True)
+    stamp = (other / "manifest.json").stat().st_mtime_ns
+    assert repack(source, other, Changes(container="parquet")).content_id == made.content_id
+    assert (other / "manifest.json").stat().st_mtime_ns == stamp
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    source = write_artifact(tmp_path / "a")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for container in ("parquet", "tar"):
+        repack(source, tmp_path / "out", Changes(container=container), overwrite=True)  # type: ignore[arg-type]
+        assert (tmp_path / "out").is_symlink()
+        assert verify(tmp_path / "disk").ok
 
 
 def test_licence_notes_change_nothing_else(tmp_path: Path) -> None:
@@ -83,8 +110,11 @@ def test_a_damaged_source_is_never_copied(tmp_path: Path) -> None:
 
 def test_what_cannot_be_repacked_is_refused(tmp_path: Path) -> None:
     path = write_artifact(tmp_path / "a")
-    with pytest.raises(FormatError, match="into itself"):
-        repack(path, path, Changes())
+    for inside in (path, path / "shards" / "sub"):
+        with pytest.raises(FormatError, match="into itself"):
+            repack(path, inside, Changes())
+    with pytest.raises(FormatError, match="--recipe-only"):
+        repack(path, tmp_path / "b", Changes(container="recipe"))
     with pytest.raises(FormatError, match="no tokens"):
         repack(path, tmp_path / "b", Changes(tokens=INT8))
     with pytest.raises(FormatError, match="d2c rebuild"):
@@ -110,14 +140,13 @@ def test_killed_and_run_again_it_writes_the_same_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
-def test_unknown_optional_fields_of_a_minor_version_survive(tmp_path: Path) -> None:
+def test_a_newer_minor_version_is_not_rewritten(tmp_path: Path) -> None:
     path = write_artifact(tmp_path / "a")
     raw: dict[str, Any] = read_json(path / "manifest.json")
     raw["format"]["version"] = "1.7"
-    raw["later"] = {"field": 1}
     write_json(path / "manifest.json", raw)
     lines = [line for line in (path / "SHA256SUMS").read_text().splitlines() if "manifest.json" not in line]
     (path / "SHA256SUMS").write_text("\n".join([*lines, f"{sha256_file(path / 'manifest.json')}  manifest.json", ""]))
-    after = repack(path, tmp_path / "b", Changes(container="parquet"))
-    assert after.manifest["later"] == {"field": 1}
-    np.testing.assert_array_equal(after.labels, open_artifact(path).labels)
+    assert verify(path).ok
+    with pytest.raises(VersionError, match="newer release"):
+        repack(path, tmp_path / "b", Changes(container="parquet"))

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import formats
 from formats.errors import FormatError
+from formats.licence import check_licence
 from formats.schema import INT4, INT8, parse_manifest
 
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
@@ -127,3 +128,25 @@ def test_the_reader_fails_in_one_way_only(manifests: list[dict[str, Any]], data:
     manifest = data.draw(st.sampled_from(manifests))
     steps = data.draw(st.sampled_from(list(places(manifest))))
     parses(changed(manifest, steps, data.draw(JSON)))
+
+
+@pytest.mark.parametrize(
+    "spdx", ["MIT", "CC-BY-4.0", "LicenseRef-ImageNet", "MIT OR (Apache-2.0 AND BSD-3-Clause)", ""]
+)
+def test_licence_expressions(spdx: str) -> None:
+    check_licence(spdx, "https://example.org/terms")
+
+
+@pytest.mark.parametrize(
+    ("spdx", "terms"), [("Foo Bar!!", ""), ("MIT or Apache", ""), ("(MIT", ""), ("", "not a url"), ("", "ftp://x")]
+)
+def test_what_is_no_licence_and_no_address_is_refused(spdx: str, terms: str) -> None:
+    with pytest.raises(FormatError, match=r"SPDX|web address"):
+        check_licence(spdx, terms)
+
+
+@pytest.mark.parametrize("path", ["meta/evil.py", "shards/x.pkl", "README.md", "croissant.json"])
+def test_files_that_an_artifact_never_holds_are_refused(manifests: list[dict[str, Any]], path: str) -> None:
+    extra = {"path": path, "bytes": 1, "xxh3_128": "0" * 32, "sha256": "0" * 64}
+    with pytest.raises(FormatError, match=path):
+        parse_manifest({**manifests[0], "files": [*manifests[0]["files"], extra]}, "manifest.json")

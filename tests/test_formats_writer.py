@@ -8,12 +8,14 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from formats_fixture import COLUMNS, FIELDS, contents, finish, make_samples, split, write_artifact, writer
 
 from formats import FormatError, open_artifact, verify
+from formats.files import write_json, write_rows
 from formats.schema import ClassRow
 from formats.writer import ArtifactWriter
 
@@ -207,3 +209,10 @@ def test_shard_without_samples_is_fine(tmp_path: Path) -> None:
         path = write_artifact(tmp_path / container, container, 4, make_samples(2))
         assert verify(path, "deep").faults == []
         assert len(open_artifact(path)) == 2
+
+
+@pytest.mark.parametrize("rows", [[], [{"key": "ö", "rank": 1}], [{"a": [1, {"b": None}]}, {"key": "x", "score": 0.1}]])
+def test_rows_are_written_one_by_one_with_the_bytes_of_the_whole(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    write_rows(tmp_path / "a", "picks", rows)
+    write_json(tmp_path / "b", {"picks": rows})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from coded_fixture import agree, cost_of
 from conftest import pack_request
 from killing import run_and_kill
 from PIL import Image
@@ -20,7 +21,7 @@ from d2c.progress import Progress, Silent
 from d2c.selection import SelectionConfig
 from d2c.vision import open_vision
 from d2c.workspace import Workspace
-from formats import FormatError, IntegrityError, codecs, open_artifact
+from formats import FormatError, IntegrityError, open_artifact
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -95,8 +96,8 @@ def test_the_manifest_says_what_the_codec_cost_these_tokens(
         assert column.fidelity is None
         return
     assert column.fidelity is not None
-    found = codecs.cosines(raw.stack("scorer", range(12)), coded.values("scorer", range(12)))
-    assert column.fidelity == codecs.fidelity(found)
+    found = cost_of(raw.stack("scorer", range(12)), coded.values("scorer", range(12)))
+    assert agree(column.fidelity, found)
     assert column.fidelity["p01"] >= least
 
 

@@ -80,8 +80,9 @@ def measure(name: str, tokens: np.ndarray[Any, Any]) -> list[dict[str, Any]]:
     for label, codec, by in ((PLAIN, INT8, np.ones_like(rms)), ("int8", INT8, rms), ("int4", INT4, rms)):
         columns = codecs.columns("tokens", codec, tokens.shape[1:])
         decoded = codecs.decode(codec, *codecs.encode(codec, tested, by), by)
-        quality = codecs.fidelity(codecs.cosines(tested, decoded))
-        rows.append({"tokens": name, "codec": label, "bytes": sum(c.nbytes for c in columns), **quality})
+        cost = codecs.Fidelity()
+        cost.add(codecs.cosines(tested, decoded))
+        rows.append({"tokens": name, "codec": label, "bytes": sum(c.nbytes for c in columns), **cost.summary()})
     half = {"tokens": name, "codec": "fp16", "bytes": tokens[0].nbytes, "mean": 1.0, "p01": 1.0, "min": 1.0}
     return [{**half, "shape": f"{tokens.shape[1]} x {tokens.shape[2]}"}, *rows]
 
