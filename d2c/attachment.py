@@ -219,7 +219,8 @@ def _open_encoder(
     )
     codec = open_codec(scores.config["codec"], scores.config["size"], device)
     encoder = open_vision(config.vision, config.grid, device, scorer=denoiser, codec=codec, seed=config.seed)
-    return encoder, class_indices(source, denoiser)
+    known = scores.summary["scorer"].get("classes")
+    return encoder, class_indices(source, denoiser) if known is None else np.array(known, dtype=np.int64)
 
 
 def _encode_parts(ranks: Ranks, job: _Job) -> None:

@@ -48,7 +48,7 @@ class Batch(Loaded):
 class Probe:
     """Sizes of some pictures: ``median_side`` of the short sides, ``max_side`` of the long ones, in pixels.
 
-    checked: headers read; bad: of these unreadable; same_square: all are square with one side.
+    checked: headers read; bad: of these unreadable; same_square: all are square with one side; mean_bytes: of a file.
     """
 
     checked: int
@@ -56,6 +56,7 @@ class Probe:
     median_side: int
     max_side: int
     same_square: bool
+    mean_bytes: float
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,14 @@ def probe(source: Source, limit: int = 256) -> Probe:
     """
     chosen = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(np.int64))
     sizes: list[tuple[int, int]] = []
+    lengths: list[int] = []
     reason = ""
     for index in chosen.tolist():
         key = source.keys[index]
         try:
-            sizes.append(stored_size(source.read(index)))
+            data = source.read(index)
+            sizes.append(stored_size(data))
+            lengths.append(len(data))
         except BadImage as error:
             reason = f"{key}: {error.reason}"
     if not sizes:
@@ -106,6 +110,7 @@ def probe(source: Source, limit: int = 256) -> Probe:
         median_side=int(np.median(sides.min(axis=1))),
         max_side=int(sides.max()),
         same_square=bool((sides == sides[0, 0]).all()),
+        mean_bytes=float(np.mean(lengths)),
     )
 
 

@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from d2c import charts, fid, picks, pipeline, report, training
+from d2c import charts, fid, picks, pipeline, report, score_pipeline, training
 from d2c.batches import load
 from d2c.errors import D2CError
 from d2c.generator import grid, save_png
-from d2c.pipeline import PackRequest, ScoreRequest
+from d2c.pipeline import PackRequest
 from d2c.progress import Progress, Silent
 from d2c.recipe import recipe
 from d2c.runs import Run
 from d2c.sampling import SamplerConfig
+from d2c.score_pipeline import ScoreRequest
 from d2c.sources import open_source
 from d2c.workspace import SCORES, Workspace
 from formats import verify
@@ -114,7 +115,7 @@ def run(config: DemoConfig, progress: Progress | None = None) -> Result:
     request = ScoreRequest(
         source=source, workspace=workspace, scorer_steps=steps, device=config.device, seed=config.seed
     )
-    pipeline.score(request, demo.progress)
+    score_pipeline.score(request, demo.progress)
     rows = []
     for seed in config.run_seeds:
         for arm in ARMS:

@@ -63,18 +63,23 @@ def reliability(
 
     Where no class has ``smallest`` images, all images are taken as one class.
     """
-    even, odd = losses[:, 0::2].mean(axis=1), losses[:, 1::2].mean(axis=1)
-    order = np.argsort(labels, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
-    large = [group for group in groups if len(group) >= smallest] or [order]
-    correlations = [_spearman(even[group], odd[group]) for group in large]
-    half = float(np.mean(correlations))
+    half, classes = agreement(losses[:, 0::2].mean(axis=1), losses[:, 1::2].mean(axis=1), labels, smallest)
     return Reliability(
         split_half=round(half, 4),
         expected=round(2 * half / (1 + half), 4) if half > -1 else -1.0,
         evaluations=losses.shape[1],
-        classes=len(large),
+        classes=classes,
     )
+
+
+def agreement(
+    one: np.ndarray[Any, Any], other: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], smallest: int = 10
+) -> tuple[float, int]:
+    """Spearman correlation of two scorings [N] inside a class, its mean over classes, and how many those were."""
+    order = np.argsort(labels, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    large = [group for group in groups if len(group) >= smallest] or [order]
+    return float(np.mean([_spearman(one[group], other[group]) for group in large])), len(large)
 
 
 def _spearman(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:

@@ -13,31 +13,32 @@ import json
 import os
 import re
 import shutil
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from d2c.errors import D2CError, UsageError
 from d2c.progress import Progress, Silent
-from d2c.remotes import EXTRAS, NotThereError, Store, Transfer, UnavailableError, open_store, some, verified
+from d2c.remotes import (
+    EXTRAS,
+    Folder,
+    NotThereError,
+    Store,
+    Transfer,
+    download,
+    filling,
+    open_store,
+    read_text,
+    some,
+    verified,
+)
 from formats.errors import FormatError, IntegrityError, VersionError
-from formats.files import sync_directory, write_bytes, write_json
-from formats.guards import check_replaceable
+from formats.files import read_json, remove_tree, sync_directory, write_bytes, write_json
 from formats.hashing import sha256_file
-from formats.layout import MANIFEST, SUMS, unlisted
+from formats.layout import LICENSE, MANIFEST, README, SUMS, unlisted
 from formats.lock import WriterLock
 from formats.schema import FileRecord, Manifest, parse_manifest
 from formats.swap import recover, swap
-
-BACKOFF = (1.0, 4.0, 16.0)
-"""Seconds to wait before a store that failed to answer is asked again for the same piece."""
-
-PIECE = 1 << 23
-"""Bytes asked for at once: what a kill can lose of a download."""
-
-_MOST_TEXT = 1 << 26
-"""Bytes of a manifest, its sums or a card: they are held in memory before anything is known of them."""
+from formats.version import FORMAT_NAME
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ORIGIN = "origin.json"
@@ -51,7 +52,7 @@ class FetchingConfig:
     out: Path
     root: str | None = None
     overwrite: bool = False
-    """Replace another artifact at ``out``."""
+    """Replace another artifact at ``out``. Its LICENSE, unless the same one comes, is kept beside ``out``."""
 
     def __post_init__(self) -> None:
         if self.root is not None and not _DIGEST.fullmatch(self.root):
@@ -63,6 +64,8 @@ class Plan:
     """What would be fetched, and why; ``reasons`` is empty where the artifact is there already, intact."""
 
     config: FetchingConfig
+    place: Path
+    """``config.out`` without links."""
     store: Store
     manifest: Manifest
     root: str
@@ -72,7 +75,7 @@ class Plan:
 
     def missing(self) -> list[FileRecord]:
         """The files that lie with their hash neither at ``out`` nor in an unfinished pull."""
-        places = (_partial(self.config.out) / "artifact", self.config.out)
+        places = (_partial(self.place) / "artifact", self.place)
         return [file for file in self.manifest.files if not any(_intact(place / file.path, file) for place in places)]
 
 
@@ -82,11 +85,13 @@ def plan(config: FetchingConfig, progress: Progress | None = None) -> Plan:
     Raises:
         IntegrityError: SHA256SUMS is not the one that ``config.root`` names, or the manifest does not fit it.
         VersionError: the artifact is newer than this reader.
+        UsageError: ``out`` is the folder that one works in, or inside the source.
         D2CError: there is no artifact at the source, or something else at ``out``.
     """
     store = open_store(config.source)
+    place = _place(config, store)
     try:
-        sums = _text(store, SUMS)
+        sums = read_text(store, SUMS)
         found = hashlib.sha256(sums).hexdigest()
         if config.root not in (None, found):
             raise IntegrityError(
@@ -96,7 +101,7 @@ def plan(config: FetchingConfig, progress: Progress | None = None) -> Plan:
                 expected=f"sha256 {config.root}",
                 hint="ask its publisher which root this version has",
             )
-        text = _text(store, MANIFEST)
+        text = read_text(store, MANIFEST)
     except NotThereError as error:
         raise D2CError(
             "there is no published artifact here",
@@ -106,8 +111,8 @@ def plan(config: FetchingConfig, progress: Progress | None = None) -> Plan:
         ) from error
     manifest = _parsed(text, sums, f"{store.url}/{MANIFEST}")
     texts = {MANIFEST: text, SUMS: sums}
-    _check_place(config, manifest, texts)
-    return Plan(config, store, manifest, found, _reasons(config.out, texts, progress or Silent()), texts)
+    _check_place(config, place, manifest, texts)
+    return Plan(config, place, store, manifest, found, _reasons(place, texts, progress or Silent()), texts)
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Transfer:
@@ -118,18 +123,20 @@ def run(plan: Plan, progress: Progress | None = None) -> Transfer:
         FormatError: another process writes to ``out``.
         D2CError: the source refuses, or something else has come to lie at ``out``.
     """
-    progress, config = progress or Silent(), plan.config
+    progress, config, place = progress or Silent(), plan.config, plan.place
     fetched: list[FileRecord] = []
-    if plan.reasons:
-        place = config.out.absolute()
-        lock = WriterLock(place.with_name(f"{place.name}.lock"))
-        try:
-            recover(place)
-            _check_place(config, plan.manifest, plan.texts)
-            fetched = _fetch_all(plan, progress)
-            _finish(plan, place, progress)
-        finally:
-            lock.release()
+    if plan.reasons or _unfinished(_partial(place)):
+        with filling(config.out):
+            lock = WriterLock(Path(f"{place}.lock"))
+            try:
+                recover(place)
+                if plan.reasons:
+                    _check_place(config, place, plan.manifest, plan.texts)
+                    fetched = _fetch_all(plan, progress)
+                    _finish(plan, progress)
+                remove_tree(_partial(place))
+            finally:
+                lock.release()
     return Transfer(
         place=str(config.out),
         content_id=plan.manifest.content_id,
@@ -141,12 +148,35 @@ def run(plan: Plan, progress: Progress | None = None) -> Transfer:
     )
 
 
-def _text(store: Store, name: str) -> bytes:
-    data = store.read(name, 0, _MOST_TEXT + 1)
-    if len(data) > _MOST_TEXT:
-        where, most = f"{store.url}/{name}", f"at most {_MOST_TEXT:,} bytes"
-        raise IntegrityError("this file is too large for what it is", where=where, expected=most)
-    return data
+def _place(config: FetchingConfig, store: Store) -> Path:
+    """Where the artifact will lie: a link to a folder stays one, and what it leads to is replaced."""
+    out = config.out
+    if out.is_symlink() and not out.exists():
+        raise D2CError(
+            "the place for the artifact is a link that leads nowhere",
+            where=out,
+            found=f"a link to {out.readlink()}",
+            hint="make the folder that it leads to, or remove the link",
+        )
+    place = out.resolve()
+    if Path.cwd().is_relative_to(place):
+        raise UsageError(
+            "the artifact cannot take the place of the folder that you are in",
+            found=place,
+            expected="a folder of its own, which is renamed into place when it is whole",
+            hint="name a folder, such as ./shards",
+        )
+    if isinstance(store, Folder) and place.is_relative_to(store.path.resolve()):
+        raise UsageError(
+            "an artifact cannot be pulled into itself", found=out, expected=f"a place outside {store.path}"
+        )
+    if os.path.ismount(place):
+        raise D2CError(
+            "the place for the artifact is a mount point, which nothing can be renamed to",
+            where=out,
+            hint=f"choose a folder inside it, such as {out / 'shards'}",
+        )
+    return place
 
 
 def _parsed(text: bytes, sums: bytes, where: str) -> Manifest:
@@ -177,50 +207,71 @@ def _parsed(text: bytes, sums: bytes, where: str) -> Manifest:
     return manifest
 
 
-def _reasons(out: Path, texts: dict[str, bytes], progress: Progress) -> list[str]:
-    if not out.is_dir() or not any(out.iterdir()):
-        return ["an interrupted pull is resumed"] if (_partial(out) / _ORIGIN).exists() else ["not there yet"]
-    if not _same(out, texts):
+def _reasons(place: Path, texts: dict[str, bytes], progress: Progress) -> list[str]:
+    if not place.is_dir() or not any(place.iterdir()):
+        return ["an interrupted pull is resumed"] if (_partial(place) / _ORIGIN).exists() else ["not there yet"]
+    if not _same(place, texts):
         return ["another artifact is replaced"]
-    report = verified(out, progress)
+    report = verified(place, progress)
     return [] if report.ok else [f"damaged: {some(report.faults)}"]
 
 
-def _same(out: Path, texts: dict[str, bytes]) -> bool:
-    """Whether ``out`` holds a copy of this artifact, sound or damaged."""
-    return any((out / name).is_file() and (out / name).read_bytes() == text for name, text in texts.items())
+def _same(place: Path, texts: dict[str, bytes]) -> bool:
+    """Whether ``place`` holds a copy of this artifact, sound or damaged."""
+    return any((place / name).is_file() and (place / name).read_bytes() == text for name, text in texts.items())
 
 
-def _check_place(config: FetchingConfig, manifest: Manifest, texts: dict[str, bytes]) -> None:
-    out = config.out
-    if out.is_dir() and _same(out, texts):
-        listed = {file.path for file in manifest.files} | set(EXTRAS)
-        extra = unlisted(out, listed, everything=True)
-        if extra:
-            raise D2CError(
-                "there are files here that are not part of the artifact",
-                where=out,
-                found=some(extra),
-                hint="move them away, or choose another folder",
-            )
+def _check_place(config: FetchingConfig, place: Path, manifest: Manifest, texts: dict[str, bytes]) -> None:
+    """Nothing but an artifact is replaced; without ``overwrite`` only a copy of the same one."""
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
         return
-    check_replaceable(out)
-    if not config.overwrite and out.is_dir() and any(out.iterdir()):
+    same = place.is_dir() and _same(place, texts)
+    listed = {file.path for file in manifest.files}
+    there = listed if same else _listed(place)
+    # Without a manifest that can be read, what has only this artifact's names was a copy of it, or of one like it.
+    torn = there is None and any((place / name).is_file() for name in listed)
+    extra = unlisted(place, (there or listed) | set(EXTRAS), everything=True) if place.is_dir() else [place.name]
+    if extra or (there is None and not torn):
         raise D2CError(
-            "another artifact is here already",
-            where=out,
-            hint="choose another folder, or add --overwrite to replace it",
+            "there are files here that are not part of the artifact" if same else "there is something else here",
+            where=config.out,
+            found=some(extra) if extra else f"no {MANIFEST} of a d2c artifact",
+            expected="a new or empty folder, or an artifact with nothing else in its folder",
+            hint="move it away, or choose another folder",
+        )
+    if not same and not config.overwrite:
+        raise D2CError(
+            "what is left of an artifact is here" if torn else "another artifact is here already",
+            where=config.out,
+            found=f"no {MANIFEST} that can be read" if torn else None,
+            hint="move it away, choose another folder, or add --overwrite to replace it",
         )
 
 
-def _partial(out: Path) -> Path:
-    return out.absolute().with_name(f"{out.absolute().name}.partial-pull")
+def _listed(place: Path) -> set[str] | None:
+    """The files that a d2c manifest lists, of whatever version; None where there is none that can be read."""
+    try:
+        raw = read_json(place / MANIFEST)
+        return {str(file["path"]) for file in raw["files"]} if raw["format"]["name"] == FORMAT_NAME else None
+    except (FormatError, OSError, KeyError, TypeError):
+        return None
+
+
+def _partial(place: Path) -> Path:
+    return Path(f"{place}.partial-pull")
+
+
+def _unfinished(partial: Path) -> bool:
+    """Whether a pull was stopped here, be it before its first file was whole or after its last."""
+    if not partial.exists():
+        return False
+    return (partial / _ORIGIN).exists() or all(path.name.startswith(".tmp-") for path in partial.iterdir())
 
 
 def _fetch_all(plan: Plan, progress: Progress) -> list[FileRecord]:
     """Bring every file into the partial folder, from the nearest place that has it; return those that were fetched."""
-    partial = _partial(plan.config.out)
-    if partial.exists() and any(partial.iterdir()) and not (partial / _ORIGIN).exists():
+    partial = _partial(plan.place)
+    if partial.exists() and not _unfinished(partial):
         raise D2CError(
             "there is something that is no unfinished pull where the download would go",
             where=partial,
@@ -233,8 +284,8 @@ def _fetch_all(plan: Plan, progress: Progress) -> list[FileRecord]:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not _intact(target, file):
             target.unlink(missing_ok=True)
-            if _intact(plan.config.out / file.path, file):
-                _link(plan.config.out / file.path, target)
+            if _intact(plan.place / file.path, file):
+                _link(plan.place / file.path, target)
             else:
                 needed.append(file)
     parts = [partial / "parts" / file.sha256 for file in needed]
@@ -242,7 +293,7 @@ def _fetch_all(plan: Plan, progress: Progress) -> list[FileRecord]:
     (partial / "parts").mkdir(exist_ok=True)
     with progress.bar("pull", sum(file.bytes for file in needed), "byte", done) as bar:
         for file, part in zip(needed, parts, strict=True):
-            _fetch(plan.store, file, part, bar.advance)
+            download(plan.store, file, part, bar.advance)
             os.replace(part, partial / "artifact" / file.path)
     return needed
 
@@ -260,59 +311,18 @@ def _link(there: Path, here: Path) -> None:
         shutil.copyfile(there, here)
 
 
-def _fetch(store: Store, file: FileRecord, part: Path, advance: Callable[[int], None]) -> None:
-    found = ""
-    for _ in range(2):
-        _download(store, file, part, advance)
-        digest = sha256_file(part)
-        if digest == file.sha256:
-            return
-        found = f"{part.stat().st_size:,} bytes with sha256 {digest}"
-        part.unlink()
-    raise IntegrityError(
-        "a file does not arrive as the manifest describes it",
-        where=f"{store.url}/{file.path}",
-        found=found,
-        expected=f"{file.bytes:,} bytes with sha256 {file.sha256}",
-        hint="its publisher must push it again; what arrived intact is kept for the next try",
-    )
-
-
-def _download(store: Store, file: FileRecord, part: Path, advance: Callable[[int], None]) -> None:
-    """Append to ``part`` until it is as long as the file, or the store's copy ends."""
-    with part.open("ab") as stream:
-        start, asked = stream.tell(), 0
-        while start < file.bytes:
-            asked = min(PIECE, file.bytes - start)
-            try:
-                piece = _read(store, file.path, start, start + asked)
-            except NotThereError as error:
-                raise IntegrityError("a file of this artifact is missing", where=error.where) from error
-            stream.write(piece)
-            stream.flush()
-            start += len(piece)
-            advance(len(piece))
-            if len(piece) < asked:
-                break
-        os.fsync(stream.fileno())
-
-
-def _read(store: Store, name: str, start: int, end: int) -> bytes:
-    for pause in BACKOFF:
-        with contextlib.suppress(UnavailableError):
-            return store.read(name, start, end)
-        time.sleep(pause)
-    return store.read(name, start, end)
-
-
-def _finish(plan: Plan, place: Path, progress: Progress) -> None:
+def _finish(plan: Plan, progress: Progress) -> None:
     """Add what no hash covers, remove what an older version left, verify, and swap; the manifest comes last."""
-    partial = _partial(plan.config.out)
-    artifact = partial / "artifact"
+    artifact, place = _partial(plan.place) / "artifact", plan.place
     texts = {SUMS: plan.texts[SUMS]}
     for name in EXTRAS:
         with contextlib.suppress(NotThereError):
-            texts[name] = _text(plan.store, name)
+            texts[name] = read_text(plan.store, name, patiently=True)
+    if _same(place, plan.texts):
+        # What a person may have written is kept.
+        texts |= {name: (place / name).read_bytes() for name in (README, LICENSE) if (place / name).is_file()}
+    elif (place / LICENSE).is_file() and (old := (place / LICENSE).read_bytes()) != texts.get(LICENSE):
+        write_bytes(Path(f"{place}.{LICENSE}-{hashlib.sha256(old).hexdigest()[:8]}"), old)
     wanted = {artifact / file.path for file in plan.manifest.files}
     for path in list(artifact.rglob("*")):
         if path not in wanted and not path.is_dir():
@@ -328,9 +338,6 @@ def _finish(plan: Plan, place: Path, progress: Progress) -> None:
             "every file arrived as published, and yet this is no sound artifact",
             where=plan.store.url,
             found=some(report.faults),
-            hint=f"its publisher must pack it anew; what was fetched is in {partial}",
+            hint=f"its publisher must pack it anew; what was fetched is in {artifact.parent}",
         )
     swap(artifact, place)
-    shutil.rmtree(partial / "parts")
-    (partial / _ORIGIN).unlink()
-    partial.rmdir()

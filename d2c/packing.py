@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +265,8 @@ def _write_shards(ranks: Ranks, job: _Job) -> None:
     with runtime.one_thread(device):
         source = open_source(contents.source)
         codec = open_codec(contents.codec, contents.size, device)
-        if codec.spec != contents.latent:
+        # Where the weights lie, and what they are called there, is no matter.
+        if replace(codec.spec, encoder=contents.latent.encoder, revision=contents.latent.revision) != contents.latent:
             raise D2CError(
                 "the latent codec is not the one that the images were scored with",
                 where=contents.codec,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,17 @@ import pyarrow as pa
 
 from d2c import batches, runtime
 from d2c.batches import Batch
+from d2c.classmap import mapped_classes
 from d2c.errors import D2CError
+from d2c.images import BadImage
+from d2c.progress import Bar
 from d2c.scorers import Denoiser
 from d2c.sources import Source
 from d2c.workspace import SCORES, SELECTION, Workspace
 from formats.files import read_table
+from formats.hashing import xxh3
+
+_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,33 @@ def read(
         yield replace(loaded, indices=np.asarray(own, dtype=np.int64))
 
 
+def changed(source: Source, picks: Picks, bar: Bar, *, threads: int) -> list[str]:
+    """Keys of the picks whose files cannot be read, or are not those of the table; every file is read once.
+
+    Raises:
+        D2CError: an image is gone.
+    """
+    found: list[str] = []
+    rows = [
+        (_locate(source, key), digest) for key, digest in zip(picks.keys, picks.table["xxh3"].to_pylist(), strict=True)
+    ]
+    with ThreadPoolExecutor(threads) as pool:
+        # A few at a time, so that an interruption need not wait for all of them.
+        for start in range(0, len(rows), _AT_ONCE):
+            some = rows[start : start + _AT_ONCE]
+            same = pool.map(lambda row: _is(source, *row), some)
+            found += [source.keys[index] for (index, _), good in zip(some, same, strict=True) if not good]
+            bar.advance(len(some))
+    return found
+
+
+def _is(source: Source, index: int, digest: str) -> bool:
+    try:
+        return xxh3(source.read(index)) == digest
+    except BadImage:
+        return False
+
+
 def _locate(source: Source, key: str) -> int:
     index = bisect_left(source.keys, key)
     if index == len(source.keys) or source.keys[index] != key:
@@ -120,16 +155,20 @@ def _locate(source: Source, key: str) -> int:
     return index
 
 
-def class_indices(source: Source, scorer: Denoiser) -> np.ndarray[Any, np.dtype[np.int64]]:
+def class_indices(
+    source: Source, scorer: Denoiser, class_map: Path | None = None
+) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The scorer's index of each class of the source: int64 [C].
 
-    By name where the scorer knows its classes, by the official order for ImageNet-1k, else by number, where the
-    numbers of classes agree.
+    By ``class_map`` where there is one (`d2c.classmap`); else by name where the scorer knows its classes, by the
+    official order for ImageNet-1k, else by number, where the numbers of classes agree.
 
     Raises:
         D2CError: the scorer was trained on another class list.
     """
     names, known = [row.source_id for row in source.classes], scorer.spec.num_classes
+    if class_map is not None:
+        return mapped_classes(class_map, names, known)
     if scorer.classes is not None and set(names) <= set(scorer.classes):
         return np.array([scorer.classes.index(name) for name in names], dtype=np.int64)
     if scorer.classes is None and source.imagenet_ids is not None and known == 1000:
@@ -142,5 +181,5 @@ def class_indices(source: Source, scorer: Denoiser) -> np.ndarray[Any, np.dtype[
         where=source.path,
         found=f"{len(names)} classes" + (f", unknown: {', '.join(strange[:3])}" if scorer.classes else ""),
         expected=f"{known} classes" + (f": {', '.join(scorer.classes[:3])} ..." if scorer.classes else ""),
-        hint="score with a scorer of this data: --scorer train",
+        hint="say which class is which with --class-map FILE.csv, or use a scorer of this data: --scorer train",
     )

@@ -9,9 +9,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from d2c.errors import D2CError
+from d2c.errors import D2CError, UsageError
 from d2c.progress import Progress, Silent
-from d2c.remotes import EXTRAS, Outgoing, Store, Transfer, UnavailableError, open_store, some, verified
+from d2c.remotes import EXTRAS, Folder, Outgoing, Store, Transfer, UnavailableError, open_store, some, verified
 from formats.checks import quick_check
 from formats.errors import IntegrityError
 from formats.hashing import sha256_file
@@ -32,12 +32,15 @@ class PublishingConfig:
     private: bool = False
     """Make the repository private; hub only."""
     overwrite: bool = False
-    """Replace another artifact that is published there."""
+    """Replace another artifact that is published there; and read again what seems to be there already."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``files`` will be sent in this order and ``stale`` removed; ``skipped`` files are there already."""
+    """``files`` will be sent in this order and ``stale`` removed; ``skipped`` files are there already.
+
+    ``listed`` are all files of the artifact, the manifest last; ``there`` is what the destination held, name -> bytes.
+    """
 
     config: PublishingConfig
     store: Store
@@ -46,6 +49,8 @@ class Plan:
     files: list[Outgoing]
     skipped: int
     stale: list[str]
+    listed: list[Outgoing]
+    there: dict[str, int]
 
 
 def plan(config: PublishingConfig, progress: Progress | None = None) -> Plan:
@@ -53,10 +58,18 @@ def plan(config: PublishingConfig, progress: Progress | None = None) -> Plan:
 
     Raises:
         IntegrityError: the artifact is damaged.
+        UsageError: the destination is no place, or inside the artifact.
         D2CError: a licence field is empty, or the destination holds something else.
     """
     store = open_store(config.destination, private=config.private)
     root = config.artifact
+    if isinstance(store, Folder) and store.path.resolve().is_relative_to(root.resolve()):
+        raise UsageError(
+            "an artifact cannot be published into itself",
+            found=config.destination,
+            expected=f"a place outside {root}",
+            hint="name another folder",
+        )
     # What takes a moment comes before what reads every byte.
     checked = quick_check(root)
     if checked.faults or checked.manifest is None:
@@ -67,14 +80,14 @@ def plan(config: PublishingConfig, progress: Progress | None = None) -> Plan:
     texts = [path for path in texts if path.is_file() and not path.is_symlink()]
     files += [Outgoing(path.name, path, path.stat().st_size, sha256_file(path)) for path in texts]
     there = store.files()
-    stale = sorted(set(there) - {file.name for file in files} - set(EXTRAS))
-    _check_place(config, store, there, files[-1], stale)
+    stale = _check_place(config, store, there, files)
     report = verified(root, progress or Silent())
     if not report.ok:
         raise _damaged(root, report.faults)
-    missing = [file for file in files if not _held(store, there, file)]
+    missing = _missing(store, there, files, closely=config.overwrite)
     skipped = len(files) - len(missing)
-    return Plan(config, store, checked.manifest.content_id, sha256_file(root / SUMS), missing, skipped, stale)
+    sums = sha256_file(root / SUMS)
+    return Plan(config, store, checked.manifest.content_id, sums, missing, skipped, stale, files, there)
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Transfer:
@@ -82,34 +95,62 @@ def run(plan: Plan, progress: Progress | None = None) -> Transfer:
 
     Raises:
         IntegrityError: a file is not the one that the manifest lists.
-        D2CError: the destination refuses. What it has taken is not sent again.
+        FormatError: another process is pushing there.
+        D2CError: the destination refuses, or holds something else since. What it has taken is not sent again.
     """
-    progress, store = progress or Silent(), plan.store
-    size = sum(file.bytes for file in plan.files)
+    store, files = plan.store, plan.files
     if plan.files or plan.stale:
-        with progress.bar("hash", size, "byte") as bar:
-            for file in plan.files:
-                # Whoever fetches it will hold it against this, and not against the faster xxh3 of `verify`.
-                if (found := sha256_file(file.path)) != file.sha256:
-                    raise IntegrityError(
-                        "a file is not the one that the manifest lists",
-                        where=file.path,
-                        found=f"sha256 {found}",
-                        expected=f"sha256 {file.sha256}",
-                    )
-                bar.advance(file.bytes)
-        with progress.bar("push", size, "byte") as bar:
-            store.send(plan.files, plan.stale, bar.advance)
-        there = open_store(plan.config.destination).files()
-        lost = [file.name for file in plan.files if there.get(file.name) != file.bytes]
-        if lost:
-            raise UnavailableError(
-                "the destination did not keep every file",
-                where=store.url,
-                found=f"missing: {some(lost)}",
-                hint="run the same command again; on the hub, look for a .gitignore that leaves them out",
-            )
-    return Transfer(store.url, plan.content_id, plan.root, len(plan.files), size, plan.skipped, store.revision)
+        with store.alone():
+            files = _send(plan, progress or Silent())
+    size, skipped = sum(file.bytes for file in files), len(plan.listed) - len(files)
+    return Transfer(store.url, plan.content_id, plan.root, len(files), size, skipped, store.revision)
+
+
+def _send(plan: Plan, progress: Progress) -> list[Outgoing]:
+    config, store, files, stale = plan.config, plan.store, plan.files, plan.stale
+    there = store.files()
+    if there != plan.there:
+        # Somebody was faster.
+        stale = _check_place(config, store, there, plan.listed)
+        files = _missing(store, there, plan.listed, closely=config.overwrite)
+    size = sum(file.bytes for file in files)
+    with progress.bar("hash", size, "byte") as bar:
+        for file in files:
+            # Whoever fetches it will hold it against this, and not against the faster xxh3 of `verify`.
+            if (found := sha256_file(file.path)) != file.sha256:
+                raise IntegrityError(
+                    "a file is not the one that the manifest lists",
+                    where=file.path,
+                    found=f"sha256 {found}",
+                    expected=f"sha256 {file.sha256}",
+                )
+            bar.advance(file.bytes)
+    with progress.bar("push", size, "byte") as bar:
+        store.send(files, stale, bar.advance, lambda: _check_arrival(plan, plan.listed[:-1]))
+    # Once more with the manifest: of two that push at the same time, the later one sees what both have done.
+    _check_arrival(plan, plan.listed)
+    return files
+
+
+def _check_arrival(plan: Plan, files: list[Outgoing]) -> None:
+    """The destination holds these files and nothing else that would pass for a part of the artifact."""
+    store = plan.store
+    there = store.files()
+    lost = [file.name for file in _missing(store, there, files)]
+    alien = sorted(set(there) - {file.name for file in files} - set(EXTRAS))
+    if lost or alien:
+        store.withdraw()
+        found = [f"missing or different: {some(lost)}"] * bool(lost) + [f"of something else: {some(alien)}"] * bool(
+            alien
+        )
+        raise UnavailableError(
+            "the destination did not keep every file as it was sent",
+            where=store.url,
+            found="; ".join(found),
+            expected="the files of this artifact alone",
+            hint="wait for any other push there, and run the same command again; "
+            "on the hub, look for a .gitignore that leaves them out",
+        )
 
 
 def _check_licence(manifest: Manifest, root: Path) -> None:
@@ -125,19 +166,19 @@ def _check_licence(manifest: Manifest, root: Path) -> None:
         )
 
 
-def _held(store: Store, there: dict[str, int], file: Outgoing) -> bool:
-    return there.get(file.name) == file.bytes and store.holds(file)
+def _missing(store: Store, there: dict[str, int], files: list[Outgoing], *, closely: bool = False) -> list[Outgoing]:
+    return [file for file in files if there.get(file.name) != file.bytes or not store.holds(file, closely=closely)]
 
 
-def _check_place(
-    config: PublishingConfig, store: Store, there: dict[str, int], manifest: Outgoing, stale: list[str]
-) -> None:
-    if not config.overwrite and MANIFEST in there and not _held(store, there, manifest):
+def _check_place(config: PublishingConfig, store: Store, there: dict[str, int], files: list[Outgoing]) -> list[str]:
+    """The files there that are not this artifact's and that ``overwrite`` may remove."""
+    if not config.overwrite and MANIFEST in there and _missing(store, there, files[-1:]):
         raise D2CError(
             "another artifact is published there",
             where=store.url,
             hint="choose another place, or add --overwrite to replace it",
         )
+    stale = sorted(set(there) - {file.name for file in files} - set(EXTRAS))
     kept = [name for name in stale if not config.overwrite or not _REPLACED.fullmatch(name)]
     if kept:
         also = "" if config.overwrite else "; --overwrite removes those of another artifact"
@@ -147,6 +188,7 @@ def _check_place(
             found=some(kept),
             hint=f"choose another place, or remove them{also}",
         )
+    return stale
 
 
 def _damaged(root: Path, faults: list[Fault]) -> IntegrityError:

@@ -6,30 +6,30 @@ they always do. Equal hashes prove that the receiver has what the sender had.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from d2c import __version__, attachment, packing, runtime
-from d2c import picks as picked
+from d2c import attachment, blueprint, packing, runtime
 from d2c.attachment import AttachmentConfig
+from d2c.blueprint import HUB_ID, TEXT_TABLES, Blueprint, Vision, family
 from d2c.contents import Contents
 from d2c.errors import D2CError, UsageError
+from d2c.latents import LatentSpec
 from d2c.packing import PackingConfig
+from d2c.picks import Picks
 from d2c.progress import Progress, Silent
-from d2c.scorers import load_denoiser
+from d2c.proof import check_codec, check_encoder, check_images, check_names, check_rebuilt, check_scorer, compare
 from d2c.sources import Source, open_source
 from d2c.tokens import VisionTokens, save_array
-from d2c.workspace import CLASSES, SCORES, SELECTION, Workspace
-from formats import Artifact, IntegrityError, open_artifact
-from formats.files import write_json, write_table
-from formats.schema import RECIPE, RMS, Container
+from d2c.workspace import BEGUN, CLASSES, RECORD, SCORES, SELECTION, Stage, Workspace
+from formats import Artifact, FormatError, open_artifact
+from formats.files import read_json, write_json, write_table
+from formats.layout import MANIFEST
+from formats.schema import RAW, RECIPE, RMS, Container
 from formats.writer import OWN_FIELDS
 
 _NAME = "recipe"
@@ -42,6 +42,7 @@ class RebuildRequest:
 
     ``scorer``, ``vision`` and ``codec`` name local weights where the recipe's encoders need some. ``approximate`` keeps
     arrays that differ from the recipe's, as another device or library rounds them, under a content id of their own.
+    ``overwrite`` rebuilds anew and replaces another artifact at ``out``.
     """
 
     recipe: Path
@@ -57,6 +58,7 @@ class RebuildRequest:
     device: str = "auto"
     gpus: int = 1
     threads: int = 4
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,25 @@ class Plan:
 
     request: RebuildRequest
     recipe: Artifact
+    blueprint: Blueprint
     source: Source
+    codec: str
     vision: str | None
     """The encoder to run, None where the recipe has no vision tokens."""
+    packing: packing.Plan
+    """Without the attachments, which are made first."""
+    replaced: str | None
+    """Content id of the artifact at ``out``, "unreadable" where it tells none."""
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it must run; none: the rebuilt artifact is there already, and `run` proves that it is the recipe's."""
+        return self.packing.reasons
 
 
 @dataclass(frozen=True)
 class Result:
-    """A rebuilt artifact. ``identical``: it has the recipe's content id."""
+    """A rebuilt artifact. ``identical``: it has the recipe's content id. ``bytes``: of the files in its manifest."""
 
     path: Path
     content_id: str
@@ -82,11 +95,12 @@ class Result:
 
 
 def plan(request: RebuildRequest) -> Plan:
-    """Open recipe and source, and check that the source has the recipe's classes and images by name.
+    """Open recipe and source, and check the recipe's settings, and that the source has its classes and images by name.
 
     Raises:
-        D2CError: it has not, or the recipe's encoder needs weights that nobody named.
-        UsageError: this is no recipe.
+        D2CError: it has not, the recipe's encoder needs weights that nobody named, or something else is at ``out``.
+        IntegrityError: the recipe is damaged, or its settings cannot be meant.
+        UsageError: this is no recipe, or an option contradicts it.
     """
     recipe = open_artifact(request.recipe)
     if recipe.manifest["container"]["kind"] != RECIPE:
@@ -95,107 +109,169 @@ def plan(request: RebuildRequest) -> Plan:
             where=request.recipe,
             hint=f"use it as it is: d2c verify {request.recipe}",
         )
+    replaced = _occupant(request, recipe)
+    settings = blueprint.read(recipe)
+    codec, vision = _codec(request, settings.latent), _vision(request, settings)
     source = open_source(request.source)
-    ours, theirs = [c.source_id for c in source.classes], [c.source_id for c in recipe.classes]
-    if ours != theirs:
-        raise D2CError(
-            "the source has other classes than the recipe",
-            where=request.source,
-            found=_few(sorted(set(ours) - set(theirs)) or ours),
-            expected=_few(sorted(set(theirs) - set(ours)) or theirs),
-            hint="give the whole data set that the recipe names: d2c inspect RECIPE",
-        )
-    have = set(source.keys)
-    lost = [key for key in (recipe.info(i)["source_key"] for i in range(len(recipe))) if key not in have]
-    if lost:
-        raise D2CError(
-            "images of the recipe are not in the source",
-            where=request.source,
-            found=f"{len(lost)} of {len(recipe)} are missing: {_few(lost)}",
-            hint="names are relative to the source's folder; the recipe's own is called "
-            f"{recipe.manifest['source'].get('name')}",
-        )
-    return Plan(request, recipe, source, _vision(request, recipe))
+    check_names(source, recipe, settings)
+    contents = _contents(request, recipe, settings, source, codec)
+    inputs = {"recipe": recipe.content_id, "source": source.digest, "approximate": request.approximate}
+    packed = packing.plan_contents(_packing(request, settings), contents, inputs)
+    return Plan(request, recipe, settings, source, codec, vision, packed, replaced)
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Result:
-    """Encode the images again and write the artifact; resumable like `pack`.
+    """Encode the images again and write the artifact; resumable like `pack`. What is there already is verified.
 
     Raises:
-        D2CError: an image is not, byte for byte, the one that the recipe was made from.
-        IntegrityError: arrays differ from the recipe's, and ``approximate`` is off; nothing is left at ``out``.
+        IntegrityError: an image is not, byte for byte, the one that the recipe was made from; or arrays differ from
+            the recipe's and ``approximate`` is off. Nothing is put at ``out`` then.
     """
     progress = progress or Silent()
-    request, recipe = plan.request, plan.recipe
-    workspace = Workspace(request.workspace)
-    runtime.once(lambda: _fill(workspace, plan))
-    vision = None
-    if plan.vision is not None:
-        vision = attachment.run(attachment.plan(_attachment(plan, plan.vision)), progress).vision
-    contents = _contents(plan, workspace, vision)
-    packed = packing.run(packing.plan_contents(_packing(request), contents, {"recipe": recipe.content_id}), progress)
+    request, settings = plan.request, plan.blueprint
+    if plan.reasons:
+        workspace = Workspace(request.workspace)
+        runtime.once(lambda: check_images(plan.source, settings, progress, threads=request.threads))
+        runtime.once(lambda: check_codec(plan.codec, settings))
+        runtime.once(lambda: _fill(workspace, plan))
+        contents = plan.packing.contents
+        if settings.text:
+            text = workspace.text(_NAME).path
+            runtime.once(lambda: _fill_text(text, plan.recipe))
+            contents = replace(contents, text=text)
+        if plan.vision is not None and settings.vision is not None:
+            config = _attachment(plan, plan.vision, settings.vision)
+            name = attachment.run(attachment.plan(config), progress).vision
+            contents = _with_tokens(contents, workspace.vision(_NAME, str(name)), plan.recipe, settings.vision)
+        packing.run(replace(plan.packing, contents=contents), progress)
+    else:
+        check = partial(check_rebuilt, request.out, plan.recipe, progress, approximate=request.approximate)
+        runtime.once(check)
+    rebuilt = open_artifact(request.out)
     return Result(
-        path=packed.path,
-        content_id=packed.content_id,
-        identical=packed.content_id == recipe.content_id,
-        samples=packed.samples,
-        bytes=packed.bytes,
+        path=request.out,
+        content_id=rebuilt.content_id,
+        identical=rebuilt.content_id == plan.recipe.content_id,
+        samples=len(rebuilt),
+        bytes=sum(record["bytes"] for record in rebuilt.manifest["files"]),
     )
 
 
-def _vision(request: RebuildRequest, recipe: Artifact) -> str | None:
-    asked = (recipe.manifest["encoders"].get("vision") or {}).get("asked")
-    if asked is None:
+def _occupant(request: RebuildRequest, recipe: Artifact) -> str | None:
+    """What the artifact would replace, where that may be."""
+    out = request.out.resolve()
+    for what, path in {"recipe": request.recipe, "source": request.source, "workspace": request.workspace}.items():
+        kept = path.resolve()
+        if kept.is_relative_to(out) or (what == "recipe" and out.is_relative_to(kept)):
+            raise UsageError(
+                f"the artifact would take the place of the {what}, or lie in the recipe",
+                where=request.out,
+                found=f"{what} {path}",
+                hint="choose another folder with --out",
+            )
+    scores = Workspace(request.workspace).scores.path
+    records = [read_json(scores / name) for name in (RECORD, BEGUN) if (scores / name).exists()]
+    if any("recipe" not in record["inputs"] for record in records):
+        raise D2CError(
+            "this workspace holds scores of your own, which a recipe's would replace",
+            where=request.workspace,
+            hint="choose another folder with --workspace",
+        )
+    if not (out / MANIFEST).exists():
         return None
-    if asked["vision"].partition(":")[0] == "scorer" and request.scorer is None:
-        scorer = recipe.manifest["selection"]["scorer"]
+    made_from, content_id = None, "unreadable"
+    try:
+        manifest = read_json(out / MANIFEST)
+        content_id = manifest["content_id"]
+        made_from = manifest["packed_from"]["inputs"]["recipe"]
+    except (FormatError, KeyError, TypeError):
+        pass
+    if made_from != recipe.content_id and not request.overwrite:
+        raise D2CError(
+            "there is an artifact here that was not rebuilt from this recipe",
+            where=request.out,
+            found=content_id,
+            hint="choose another folder with --out, or replace it with --overwrite",
+        )
+    return str(content_id)
+
+
+def _codec(request: RebuildRequest, latent: LatentSpec) -> str:
+    given, own = request.codec, latent.encoder
+    if latent.codec == "rgb" or given == "rgb":
+        if given not in (None, latent.codec):
+            raise UsageError(
+                f"the recipe's codec is {latent.codec}",
+                where=request.recipe,
+                found=f"--codec {given}",
+                hint="leave --codec out" if latent.codec == "rgb" else "leave --codec out, or name the VAE's folder",
+            )
+        return "rgb"
+    if given is None:
+        if not HUB_ID.fullmatch(own) or Path(own).exists():
+            raise D2CError(
+                "the recipe's VAE comes from a folder, which a recipe must not name",
+                where=request.recipe,
+                found=f"{own[:80]}, weights {latent.weights_xxh3}",
+                hint="name it yourself: --codec FOLDER (saved by diffusers' AutoencoderKL)",
+            )
+        return own
+    if given != "vae" and not HUB_ID.fullmatch(given) and not Path(given).expanduser().exists():
+        raise UsageError(
+            "there is no such VAE", found=f"--codec {given}", expected=f"vae, a hub id or a folder that holds {own}"
+        )
+    return given
+
+
+def _vision(request: RebuildRequest, settings: Blueprint) -> str | None:
+    recipe = settings.vision
+    if recipe is None:
+        return None
+    given = request.vision or recipe.encoder
+    if family(given) != family(recipe.encoder):
+        raise UsageError(
+            "the recipe has vision tokens that must be rebuilt, with their own encoder",
+            where=request.recipe,
+            found=f"--vision {given}",
+            expected=recipe.encoder,
+            hint="leave --vision out, or name the same encoder with local weights: --vision ENCODER:MODEL:FILE",
+        )
+    if recipe.from_scorer and request.scorer is None:
         raise D2CError(
             "the recipe's vision tokens come from its scorer",
             where=request.recipe,
-            found=f"{scorer['model']}, weights {scorer['weights_xxh3']}",
+            found=f"{settings.scorer['model']}, weights {settings.scorer['weights_xxh3']}",
             hint="name that model with --scorer: a run's folder or a weight file",
         )
-    return request.vision or str(asked["vision"])
+    return given
 
 
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _codec(request: RebuildRequest, recipe: Artifact) -> str:
-    spec = recipe.manifest["latent"]
-    return request.codec or ("rgb" if spec["codec"] == "rgb" else spec["encoder"])
-
-
-def _packing(request: RebuildRequest) -> PackingConfig:
+def _packing(request: RebuildRequest, settings: Blueprint) -> PackingConfig:
     return PackingConfig(
         workspace=request.workspace,
         out=request.out,
         selection=_NAME,
         container=request.container,
         shards=request.shards,
-        seed=_seed(open_artifact(request.recipe)),
+        seed=settings.seed,
         device=request.device,
         gpus=request.gpus,
         threads=request.threads,
+        overwrite=request.overwrite,
     )
 
 
-def _seed(recipe: Artifact) -> int:
-    return int(recipe.manifest["seeds"]["pack"])
-
-
-def _attachment(plan: Plan, vision: str) -> AttachmentConfig:
-    request, asked = plan.request, plan.recipe.manifest["encoders"]["vision"]["asked"]
+def _attachment(plan: Plan, encoder: str, vision: Vision) -> AttachmentConfig:
+    request = plan.request
     return AttachmentConfig(
         workspace=request.workspace,
         selection=_NAME,
         text=None,
-        vision=vision,
-        grid=asked["grid"],
-        batch_size=asked["batch_size"],
-        precision=asked["precision"],
-        seed=asked.get("seed", 0),
+        vision=encoder,
+        grid=vision.grid,
+        batch_size=vision.batch_size,
+        precision=vision.precision,
+        seed=vision.seed,
         device=request.device,
         gpus=request.gpus,
         threads=request.threads,
@@ -204,38 +280,20 @@ def _attachment(plan: Plan, vision: str) -> AttachmentConfig:
 
 def _fill(workspace: Workspace, plan: Plan) -> None:
     """Leave in the workspace what scoring and selecting would have left."""
-    request, recipe = plan.request, plan.recipe
-    facts = [recipe.info(i) for i in range(len(recipe))]
-    picks = pa.table(
-        {
-            "key": [fact["source_key"] for fact in facts],
-            "label": pa.array(recipe.labels, pa.int32()),
-            "score": pa.array([fact.get("score") for fact in facts], pa.float64()),
-            "rank": pa.array([fact.get("selection_rank") for fact in facts], pa.int32()),
-            "xxh3": [fact["source_xxh3"] for fact in facts],
-            "bytes": pa.array([fact["source_bytes"] for fact in facts], pa.int64()),
-            "width": pa.array([fact["width"] for fact in facts], pa.int32()),
-            "height": pa.array([fact["height"] for fact in facts], pa.int32()),
-        }
-    ).sort_by("key")
-    picks = picks.add_column(3, "class_rank", picks["rank"])
+    request, recipe, settings = plan.request, plan.recipe, plan.blueprint
     scorer: dict[str, Any] = {"spec": "", "facts": recipe.manifest["selection"].get("scorer")}
-    if request.scorer is not None:
+    if settings.scorer and request.scorer is not None:
+        check_scorer(request.scorer, settings)
         scorer["spec"] = workspace.remember(request.scorer)
-        _check_scorer(request.scorer, scorer["facts"])
-    settings = recipe.manifest["selection"].get("scores", {})
-    config = {
-        "codec": _codec(request, recipe),
-        "size": recipe.manifest["preprocess"]["size"],
-        "objective": settings.get("objective"),
-    }
+    config = {"codec": plan.codec, "size": settings.size, "objective": settings.objective}
     inputs = {"recipe": recipe.content_id, "source": plan.source.digest}
     classes = [{"id": c.id, "name": c.name, "source_id": c.source_id, "count": c.count} for c in recipe.classes]
     summary = {
-        "source": {**recipe.manifest["source"], "path": str(plan.source.path.resolve())},
+        "source": {**recipe.manifest["source"], "path": plan.source.location},
         "scorer": scorer,
         "classes": classes,
     }
+    picks = _picks(settings).table
     scores, selection = workspace.scores, workspace.selection(_NAME)
     if scores.stale(config, inputs) or selection.stale({}, inputs):
         with scores.locked():
@@ -249,90 +307,38 @@ def _fill(workspace: Workspace, plan: Plan) -> None:
     scores.refresh(**summary)
 
 
-def _check_scorer(name: str, facts: dict[str, Any] | None) -> None:
-    found = load_denoiser(name, device="cpu").origin["weights_xxh3"]
-    expected = (facts or {}).get("weights_xxh3")
-    if found != expected:
-        raise IntegrityError(
-            "this scorer is not the recipe's",
-            where=name,
-            found=f"weights {found}",
-            expected=f"weights {expected}",
-            hint="ask the recipe's sender for the model",
-        )
+def _picks(settings: Blueprint) -> Picks:
+    table = settings.picks.append_column("class_rank", settings.picks["rank"])
+    # Only packing could use these, and it takes them from the images.
+    kinds = {"bytes": pa.int64(), "width": pa.int32(), "height": pa.int32()}
+    for name, kind in kinds.items():
+        table = table.append_column(name, pa.nulls(len(table), kind))
+    return Picks(table)
 
 
-def _contents(plan: Plan, workspace: Workspace, vision: str | None) -> Contents:
-    request, recipe = plan.request, plan.recipe
+def _contents(request: RebuildRequest, recipe: Artifact, settings: Blueprint, source: Source, codec: str) -> Contents:
     dropped = (*OWN_FIELDS, "packed_from", "order", "preprocess", "licence", "tool")
-    fields = {name: value for name, value in recipe.manifest.items() if name not in dropped}
-    text = None
-    if recipe.manifest["class_tables"]:
-        text = workspace.text(_NAME).path
-        runtime.once(lambda: _fill_text(text, recipe))
-    tokens, codec, rms = None, "raw", None
-    if vision is not None:
-        stage = workspace.vision(_NAME, vision)
-        _check_encoder(stage.require("d2c rebuild").summary, recipe.manifest["encoders"]["vision"])
-        tokens = VisionTokens.open(stage)
-        column = next(c for c in recipe.columns if c.name == recipe.manifest["encoders"]["vision"]["column"])
-        codec, rms = column.codec, recipe.codec_array(column.name, RMS) if column.codec_arrays else None
     return Contents(
-        source=plan.source.path,
-        codec=_codec(request, recipe),
-        size=int(recipe.manifest["preprocess"]["size"]),
-        picks=picked.load(workspace, _NAME),
+        source=source.path,
+        codec=codec,
+        size=settings.size,
+        picks=_picks(settings),
         classes=[{"id": c.id, "name": c.name, "source_id": c.source_id} for c in recipe.classes],
-        fields=fields,
-        text=text,
-        tokens=tokens,
-        token_codec=codec,
-        rms=rms,
-        licence={name: recipe.manifest["licence"].get(name, "") for name in ("spdx", "source_terms")},
+        fields={name: value for name, value in recipe.manifest.items() if name not in dropped},
+        licence=settings.licence,
         judge=partial(compare, str(request.recipe), request.approximate),
     )
 
 
 def _fill_text(folder: Path, recipe: Artifact) -> None:
     write_json(folder / "prompts.json", [row.prompt for row in recipe.classes])
-    for record in recipe.manifest["class_tables"]:
-        save_array(folder / f"{record['name']}.npy", recipe.table(record["name"]))
+    for name in TEXT_TABLES:
+        save_array(folder / f"{name}.npy", recipe.table(name))
 
 
-def _check_encoder(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    if found["weights_xxh3"] != expected["weights_xxh3"]:
-        raise IntegrityError(
-            "this vision encoder is not the recipe's",
-            found=f"{found['name']}, weights {found['weights_xxh3']}",
-            expected=f"{expected['name']}, weights {expected['weights_xxh3']}",
-            hint="name the right weights: --vision ENCODER:MODEL:FILE",
-        )
-
-
-def compare(recipe_path: str, approximate: bool, index: pa.Table) -> dict[str, Any]:
-    """Compare a new artifact's index with the recipe's; returns the manifest fields that say what differs.
-
-    Raises:
-        IntegrityError: arrays differ, and ``approximate`` is off.
-    """
-    recipe = open_artifact(recipe_path)
-    where = pc.index_in(recipe.index["key"], index["key"].combine_chunks())
-    differing = {}
-    for column in recipe.columns:
-        name = f"{column.name}.xxh3"
-        same = pc.equal(index[name].take(where), recipe.index[name])
-        differing[column.name] = len(recipe) - int(np.count_nonzero(same.to_numpy()))
-    if not any(differing.values()):
-        return {}
-    counts = ", ".join(f"{name}: {count} of {len(recipe)}" for name, count in differing.items() if count)
-    if not approximate:
-        raise IntegrityError(
-            "the arrays that were made here are not the recipe's",
-            where=recipe_path,
-            found=f"other values in {counts}",
-            expected="the recipe's hashes",
-            hint="another device or library may round another way: --approximate keeps the arrays, says what differs, "
-            "and gives them a content id of their own",
-        )
-    parent = {"content_id": recipe.content_id, "operation": "rebuild", "differing": differing, "d2c": __version__}
-    return {"parents": [*recipe.manifest["parents"], parent]}
+def _with_tokens(contents: Contents, stage: Stage, recipe: Artifact, vision: Vision) -> Contents:
+    tokens = VisionTokens.open(stage)
+    check_encoder(stage.require("d2c rebuild").summary, tokens.shape, vision)
+    column = vision.column
+    rms = None if column.codec == RAW else recipe.codec_array(column.name, RMS)
+    return replace(contents, tokens=tokens, token_codec=column.codec, rms=rms)

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from d2c import checkpoint
+from d2c.diffusers_map import convert_diffusers, grid_and_heads
 from d2c.errors import D2CError, UsageError
+from d2c.runs import MODEL, RUN, TEXT, WEIGHTS, Run
 from d2c.sit import OBJECTIVES, SIZES, ModelSpec, ObjectiveName, SiT
 from d2c.transport import Objective, objective_for
+from d2c.weight_files import SUFFIXES, read_tensors
 from formats.files import read_json
 from formats.hashing import sha256_file, xxh3_array, xxh3_lines
 
-MODEL_FILE, WEIGHTS_FILE, RUN_FILE = "model.json", "ema.safetensors", "run.json"
-_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-_BLOCK = r"transformer_blocks\.(\d+)\."
-_FROM_DIFFUSERS = {  # stem of a diffusers name -> stem of the official name
-    r"pos_embed\.proj": "x_embedder.proj",
-    _BLOCK + r"norm1\.emb\.timestep_embedder\.linear_1": "t_embedder.mlp.0",
-    _BLOCK + r"norm1\.emb\.timestep_embedder\.linear_2": "t_embedder.mlp.2",
-    _BLOCK + r"norm1\.emb\.class_embedder\.embedding_table": "y_embedder.embedding_table",
-    _BLOCK + r"norm1\.linear": r"blocks.\1.adaLN_modulation.1",
-    _BLOCK + r"attn1\.to_([qkv])": r"blocks.\1.attn.\2",
-    _BLOCK + r"attn1\.to_out\.0": r"blocks.\1.attn.proj",
-    _BLOCK + r"ff\.net\.0\.proj": r"blocks.\1.mlp.fc1",
-    _BLOCK + r"ff\.net\.2": r"blocks.\1.mlp.fc2",
-    r"proj_out_1": "final_layer.adaLN_modulation.1",
-    r"proj_out_2": "final_layer.linear",
-}
 _FAMILY = re.compile(r"(?<![a-z])(sit|dit|repa)(?![a-z])")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NAMED = 4
+"""Tensors named for each fault; a file of another model has hundreds."""
 _ELSEWHERE = "give a local file or folder with --scorer FILE, or train one on this data with --scorer train"
 
 
@@ -48,7 +35,8 @@ class Denoiser:
 
     ``origin`` says where the weights came from: ``kind`` ("run", "file", "diffusers"), ``source`` as given, ``path``
     of the file read, ``weights_xxh3`` over the tensors (equal for equal weights in any container) and the file's
-    ``sha256``.
+    ``sha256``. ``text`` is what a run of ours trained with text was given for each class: embeddings
+    [classes, text_tokens, text_dim] and mask [classes, text_tokens]; an image is scored with its own class's.
     """
 
     model: SiT
@@ -57,6 +45,7 @@ class Denoiser:
     origin: dict[str, str]
     reverse_time: bool = False  # official SiT: t = 1 is data and the velocity points to it
     classes: tuple[str, ...] | None = None  # the source's own names of the classes, where a run of ours tells them
+    text: tuple[Tensor, Tensor] | None = None
 
     @property
     def grid(self) -> int:
@@ -90,11 +79,11 @@ class Denoiser:
             labels: the scorer's class indices [N].
 
         Raises:
-            D2CError: the model was trained with text, without which its error means nothing.
+            D2CError: the model was trained with text that is not at hand, without which its error means nothing.
         """
         times = self._times(t, latents)
         noisy = self.objective.corrupt(latents, noise, times)
-        prediction = self(noisy, self.objective.model_time(times), labels)
+        prediction = self(noisy, self.objective.model_time(times), labels, *self._text(labels))
         return self.objective.loss(prediction, latents, noise, times)
 
     @torch.no_grad()
@@ -103,14 +92,23 @@ class Denoiser:
         times = self._times(t, latents)
         noisy = self.objective.corrupt(latents, noise, times)
         model_t = self.objective.model_time(times)
-        return self.model.hidden(noisy, 1 - model_t if self.reverse_time else model_t, labels, depth).float()
+        given = 1 - model_t if self.reverse_time else model_t
+        return self.model.hidden(noisy, given, labels, depth, *self._text(labels)).float()
+
+    def _text(self, labels: Tensor) -> tuple[Tensor, Tensor] | tuple[()]:
+        if not self.spec.dc_embedding:
+            return ()
+        if self.text is None:
+            raise D2CError(
+                "a model trained with text cannot score without its classes' text",
+                where=self.origin.get("path"),
+                found=f"no {TEXT} beside the weights",
+                hint="give the whole folder of the run, a run trained without text, or --scorer train",
+            )
+        embeds, mask = self.text
+        return embeds[labels].float(), mask[labels]
 
     def _times(self, t: Tensor | float, latents: Tensor) -> Tensor:
-        if self.spec.dc_embedding:
-            hint = "use a run trained without text, or --scorer train"
-            raise D2CError(
-                "a model trained with text cannot score images that have none", found=self.spec.name, hint=hint
-            )
         times = torch.as_tensor(t, dtype=torch.float32, device=latents.device)
         return times.expand(len(latents)) if times.ndim == 0 else times
 
@@ -128,7 +126,8 @@ def load_denoiser(
         source: see above; ``facebook/DiT-XL-2-256`` is a hub id.
         device: where the model goes.
         objective: "velocity" (SiT, REPA) or "eps" (DiT); needed only where neither weights nor names tell.
-        reverse_time: whether the file's t = 1 is data; by default true for SiT files without REPA's projectors.
+        reverse_time: whether the file's t = 1 is data; by default true for the files of others with SiT weights
+            that have no projectors of REPA's.
 
     Raises:
         UsageError: ``objective`` is neither, or contradicts what the weights say of themselves.
@@ -137,10 +136,12 @@ def load_denoiser(
     if objective is not None and objective not in OBJECTIVES.values():
         raise UsageError("unknown scorer objective", found=objective, expected="velocity or eps")
     kind, weights = _locate(str(source))
-    state = _unwrap(_read_tensors(weights), weights)
+    state, ours = read_tensors(weights)
+    text = None
     if kind == "run":
-        place = weights.parent / MODEL_FILE
+        place = weights.parent / MODEL
         spec = ModelSpec.from_dict(read_json(place), where=str(place))
+        text = _run_text(weights.parent / TEXT, spec)
     elif kind == "diffusers":
         spec, state = _from_diffusers(weights, state)
     else:
@@ -148,34 +149,53 @@ def load_denoiser(
         named = objective or ("velocity" if projectors else _family(weights))
         spec = infer_spec(state, "velocity" if named == "velocity" else "eps", weights)
         if reverse_time is None:
-            reverse_time = not projectors and "repa" not in f"{weights.parent.name}/{weights.name}".lower()
+            reverse_time = not (ours or projectors or "repa" in f"{weights.parent.name}/{weights.name}".lower())
         state = {key: value for key, value in state.items() if key not in projectors}
     if objective is not None and objective != spec.objective:
         raise UsageError("this scorer has another objective", where=weights, found=spec.objective, expected=objective)
     reverse = spec.objective == "velocity" and kind == "file" and bool(reverse_time)
-    model = _build(spec, state, weights).to(device)
+    model = _build(spec, state, weights)
     origin = {
         "kind": kind,
         "source": str(source),
         "path": str(weights),
-        "weights_xxh3": weights_digest(model),
+        "weights_xxh3": weights_digest(model, text),
         "sha256": sha256_file(weights),
     }
-    return Denoiser(model, objective_for(spec.objective), spec, origin, reverse, _run_classes(weights, kind))
+    if text is not None:
+        text = (text[0].to(device), text[1].to(device))
+    classes = _run_classes(weights, kind)
+    return Denoiser(model.to(device), objective_for(spec.objective), spec, origin, reverse, classes, text)
 
 
 def _run_classes(weights: Path, kind: str) -> tuple[str, ...] | None:
-    facts = weights.parent / RUN_FILE
+    facts = weights.parent / RUN
     if kind != "run" or not facts.is_file():
         return None
     return tuple(str(row["source_id"]) for row in read_json(facts)["classes"])
 
 
-def weights_digest(model: SiT) -> str:
-    """xxh3 over the names, shapes and bytes of the learned tensors; the fixed position table is left out."""
-    state = model.state_dict()
-    names = sorted(state.keys() - {"pos_embed"})
-    return xxh3_lines(f"{name} {tuple(state[name].shape)} {xxh3_array(state[name].cpu().numpy())}" for name in names)
+def _run_text(path: Path, spec: ModelSpec) -> tuple[Tensor, Tensor] | None:
+    """The text of each class that the run was trained with; None where there is none."""
+    if not spec.dc_embedding or not path.is_file():
+        return None
+    tables, _ = checkpoint.load_tensors(path)
+    found = {name: tuple(table.shape) for name, table in tables.items()}
+    mask = (spec.num_classes, spec.text_tokens)
+    if found != (expected := {"text_embeds": (*mask, spec.text_dim), "text_mask": mask}):
+        raise D2CError("this text is not that of the model's classes", where=path, found=found, expected=expected)
+    return tables["text_embeds"], tables["text_mask"]
+
+
+def weights_digest(model: SiT, text: tuple[Tensor, Tensor] | None = None) -> str:
+    """xxh3 over the names, shapes and bytes of the learned tensors and of the classes' text.
+
+    The fixed position table is left out: not every container has it.
+    """
+    state = {name: value for name, value in model.state_dict().items() if name != "pos_embed"}
+    state |= dict(zip(("text_embeds", "text_mask"), text or (), strict=False))
+    lines = (f"{name} {tuple(state[name].shape)} {xxh3_array(state[name].cpu().numpy())}" for name in sorted(state))
+    return xxh3_lines(lines)
 
 
 def infer_spec(state: Mapping[str, Tensor], objective: ObjectiveName, where: Path) -> ModelSpec:
@@ -189,12 +209,15 @@ def infer_spec(state: Mapping[str, Tensor], objective: ObjectiveName, where: Pat
         rows = state["final_layer.linear.weight"].shape[0]
         tokens = state["pos_embed"].shape[1]
         num_classes = state["y_embedder.embedding_table.weight"].shape[0] - 1
-        depth = 1 + max(int(key.split(".")[1]) for key in state if key.startswith("blocks."))
+        blocks = [int(key.split(".")[1]) for key in state if key.startswith("blocks.")]
+        depth = 1 + max(blocks)
     except (KeyError, ValueError, IndexError) as error:
         raise _unrecognised(state, where) from error
     heads = {size.width: size.heads for size in SIZES.values()}.get(width)
     outputs = {patch**2 * channels: False, patch**2 * channels * 2: True}
-    if heads is None or rows not in outputs or math.isqrt(tokens) ** 2 != tokens:
+    square = tokens > 0 and math.isqrt(tokens) ** 2 == tokens
+    # A block without any tensor is no gap to name but a number out of thin air.
+    if heads is None or rows not in outputs or not square or num_classes < 1 or depth > len(blocks):
         raise _unrecognised(state, where)
     family = "sit" if objective == "velocity" else "dit"
     size_names = [name for name, size in SIZES.items() if (size.width, size.depth) == (width, depth)]
@@ -213,46 +236,38 @@ def infer_spec(state: Mapping[str, Tensor], objective: ObjectiveName, where: Pat
     )
 
 
-def convert_diffusers(state: Mapping[str, Tensor], where: Path) -> dict[str, Tensor]:
-    """Tensors of ``diffusers.DiTTransformer2DModel`` under the official names, all but the fixed ``pos_embed``.
-
-    Raises:
-        D2CError: a tensor is unknown, or the blocks' copies of the embedders differ, which no official model can hold.
-    """
-    converted: dict[str, Tensor] = {}
-    for key, value in state.items():
-        stem, _, leaf = key.rpartition(".")
-        name = next((re.sub(old, new, stem) for old, new in _FROM_DIFFUSERS.items() if re.fullmatch(old, stem)), None)
-        if name is None:
-            raise _unrecognised(state, where)
-        earlier = converted.setdefault(f"{name}.{leaf}", value)
-        if earlier is not value and not torch.equal(earlier, value):
-            raise D2CError("the blocks of these diffusers weights use different embedders", where=where, found=key)
-    for key in [key for key in converted if ".attn.q." in key]:
-        # A part that is missing makes the joint tensor too small, which the strict load then names.
-        parts = [converted.pop(key.replace(".q.", f".{part}."), torch.empty(0)) for part in "qkv"]
-        converted[key.replace(".q.", ".qkv.")] = torch.cat([part for part in parts if part.numel()])
-    return converted
-
-
 def _locate(source: str) -> tuple[str, Path]:
     """What ``source`` is, and the file that holds its weights."""
     path = Path(source).expanduser()
     if path.is_file():
-        is_run = path.name == WEIGHTS_FILE and (path.parent / MODEL_FILE).is_file()
-        return ("run" if is_run else "file"), path
-    if not path.exists() and _HUB_ID.fullmatch(source) and not source.endswith(_SUFFIXES):
+        is_run = path.name == WEIGHTS and (path.parent / MODEL).is_file()
+        return _finished(path.parent) if is_run else ("file", path)
+    if not path.exists() and _HUB_ID.fullmatch(source) and not source.endswith(SUFFIXES):
         path = _download(source)
     if not path.exists():
         raise D2CError("scorer not reachable", where=path, found="no such file or folder", hint=_ELSEWHERE)
-    if (path / MODEL_FILE).is_file() and (path / WEIGHTS_FILE).is_file():
-        return "run", path / WEIGHTS_FILE
+    if (path / MODEL).is_file():
+        return _finished(path)
     for folder in (path / "transformer", path):
         for name in _DIFFUSERS_WEIGHTS:
             if (folder / name).is_file() and (folder / "config.json").is_file():
                 return "diffusers", folder / name
-    expected = f"{MODEL_FILE} with {WEIGHTS_FILE}, or config.json with {_DIFFUSERS_WEIGHTS[0]}"
+    expected = f"{MODEL} with {WEIGHTS}, or config.json with {_DIFFUSERS_WEIGHTS[0]}"
     raise D2CError("this folder holds no scorer", where=path, expected=expected, hint=_ELSEWHERE)
+
+
+def _finished(run: Path) -> tuple[str, Path]:
+    """A run of ours and its averaged weights, which it writes last."""
+    reached, finished = Run(run).reached_steps(), Run(run).finished_steps()
+    # A run that is being continued still has its earlier weights, but says of itself that it took more steps.
+    if not (run / WEIGHTS).is_file() or reached > finished:
+        raise D2CError(
+            "this training run has not finished",
+            where=run,
+            found=f"{reached} steps saved, averaged weights of {finished or 'no'} steps",
+            hint="run the same d2c train again: it goes on where it stopped",
+        )
+    return "run", run / WEIGHTS
 
 
 def _download(hub_id: str) -> Path:
@@ -266,57 +281,14 @@ def _download(hub_id: str) -> Path:
         raise D2CError("scorer not reachable", where=hub_id, found=error, hint=_ELSEWHERE) from error
 
 
-def _read_tensors(path: Path) -> dict[str, Any]:
-    """The mapping that a weight file holds; nothing in it is executed."""
-    if path.suffix not in _SUFFIXES:
-        expected = "a file ending in " + ", ".join(_SUFFIXES)
-        raise D2CError("this is not a weight file", where=path, expected=expected, hint=_ELSEWHERE)
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise D2CError("this weight file is damaged", where=path, found=error) from error
-    try:
-        # Training checkpoints keep their command line beside the tensors.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged pickle can fail in any way: a dozen kinds were seen
-        what = "this weight file is damaged, or holds more than tensors and was refused"
-        found = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        hint = "save its tensors alone as .safetensors and give that file"
-        raise D2CError(what, where=path, found=found, hint=hint) from error
-    if not isinstance(content, dict):
-        raise D2CError("this file holds no named tensors", where=path, found=type(content).__name__)
-    return content
-
-
-def _unwrap(content: Mapping[str, Any], where: Path) -> dict[str, Tensor]:
-    """The named tensors, from under "ema" or "model" and without the prefix that DDP adds."""
-    for nest in ("ema", "model"):
-        if isinstance(content.get(nest), Mapping):
-            content = content[nest]
-            break
-    state = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
-    if not state:
-        raise D2CError("this file holds no named tensors", where=where, found=", ".join(list(content)[:5]))
-    return state
-
-
 def _from_diffusers(weights: Path, state: Mapping[str, Tensor]) -> tuple[ModelSpec, dict[str, Tensor]]:
     place = weights.parent / "config.json"
-    config = read_json(place)
-    if config.get("_class_name") != "DiTTransformer2DModel":
-        raise D2CError(
-            "these diffusers weights are no DiT", where=place, found=config.get("_class_name"), hint=_ELSEWHERE
-        )
+    grid, heads = grid_and_heads(read_json(place), place)
     converted = convert_diffusers(state, weights)
-    # 32, 2 and 16 are what diffusers takes where the file is silent. Its files hold no positions; they are fixed.
-    tokens = (config.get("sample_size", 32) // config.get("patch_size", 2)) ** 2
-    spec = infer_spec({**converted, "pos_embed": torch.empty(1, tokens, 0)}, "eps", weights)
-    return replace(spec, heads=config.get("num_attention_heads", 16)), converted
+    spec = infer_spec({**converted, "pos_embed": torch.empty(1, grid**2, 0)}, "eps", weights)
+    if spec.width % heads:
+        raise D2CError("these sizes of a DiT are impossible", where=place, found=f"width {spec.width}, {heads} heads")
+    return replace(spec, heads=heads), converted
 
 
 def _family(where: Path) -> ObjectiveName:
@@ -338,10 +310,20 @@ def _build(spec: ModelSpec, state: Mapping[str, Tensor], where: Path) -> SiT:
     with torch.device("meta"):  # no time spent on initial values
         model = SiT(spec)
     state = {"pos_embed": model.pos_embed.detach(), **{key: value.float() for key, value in state.items()}}
-    try:
-        model.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        raise D2CError(f"these weights do not fit {spec.name}", where=where, found=error) from error
+    want, have = ({key: tuple(value.shape) for key, value in one.items()} for one in (model.state_dict(), state))
+    faults = {
+        "missing": [f"{key} {want[key]}" for key in want.keys() - have.keys()],
+        "unknown": [f"{key} {have[key]}" for key in have.keys() - want.keys()],
+        "of another shape": [f"{k} {have[k]}, not {want[k]}" for k in want.keys() & have.keys() if want[k] != have[k]],
+    }
+    if any(faults.values()):
+        told = [
+            f"{len(keys)} {fault}: {'; '.join(sorted(keys)[:_NAMED])}" + ("; ..." if len(keys) > _NAMED else "")
+            for fault, keys in faults.items()
+            if keys
+        ]
+        raise D2CError(f"these weights do not fit {spec.name}", where=where, found=". ".join(told), hint=_ELSEWHERE)
+    model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False).eval()
 
 

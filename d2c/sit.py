@@ -358,7 +358,15 @@ class SiT(nn.Module):
         output = self._unpatchify(self.final_layer(x, condition))
         return output if projected is None else (output, projected)
 
-    def hidden(self, latents: Tensor, t: Tensor, labels: Tensor, depth: int) -> Tensor:
+    def hidden(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        labels: Tensor,
+        depth: int,
+        text: Tensor | None = None,
+        text_mask: Tensor | None = None,
+    ) -> Tensor:
         """Tokens [N, T, width] after block ``depth`` (1 = the first), without running the blocks behind it.
 
         Raises:
@@ -366,7 +374,7 @@ class SiT(nn.Module):
         """
         if not 1 <= depth <= self.spec.depth:
             raise ValueError(f"{self.spec.name} has blocks 1..{self.spec.depth}, not {depth}")
-        condition = self.condition(t, labels)
+        condition = self.condition(t, labels, text, text_mask)
         x: Tensor = self.x_embedder(latents) + self.pos_embed
         for block in self._blocks()[:depth]:
             x = block(x, condition)

@@ -11,7 +11,7 @@ import numpy as np
 
 from d2c.workspace import Stage
 from formats import codecs
-from formats.npy import write_npy
+from formats.files import atomic
 from formats.schema import INT4, INT8, LATENT, RAW, RESERVED
 
 PART = 256
@@ -24,8 +24,11 @@ CODECS: dict[TokenCodec, str] = {"fp16": RAW, "int8": INT8, "int4": INT4}
 
 def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
     """Write an npy file, whole or not at all."""
-    # np.save hides from its caller why a write failed: a full disk would look like a bug.
-    write_npy(path, array)
+    plain = np.ascontiguousarray(array)
+    with atomic(path) as temporary, temporary.open("wb") as stream:
+        # Not np.save: on a full disk its error does not say so.
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(plain))
+        stream.write(plain.reshape(-1).view(np.uint8).data)
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,13 @@ class Stage:
         reasons += [f"{line.split(':')[0]} changed" for line in differences(record.inputs, inputs)]
         return reasons + [f"{name} is missing" for name in record.outputs if not (self.path / name).exists()]
 
+    def reopen(self) -> None:
+        """Take back that the stage is finished, and keep its parts: some of them are to be made again."""
+        record = self.record()
+        if record is not None:
+            write_json(self.path / BEGUN, self._asked(record.config, record.inputs))
+            (self.path / RECORD).unlink()
+
     def begin(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
         """Prepare the folder: keep the parts of an interrupted run that was asked the same, else start anew."""
         if self.record() is not None or not self._begun_as(config, inputs):
@@ -129,9 +136,9 @@ class Stage:
         finally:
             lock.release()
 
-    def lock(self) -> WriterLock:
+    def lock(self, patience: float = 0.0) -> WriterLock:
         """The same, for callers that cannot hold a block open: release it when done. A kill releases it too."""
-        return WriterLock(self.path.with_name(f"{self.path.name}.lock"))
+        return WriterLock(self.path.with_name(f"{self.path.name}.lock"), patience)
 
     def refresh(self, **summary: Any) -> None:
         """Bring facts up to date that are not outputs, such as where the source lies now."""
@@ -195,7 +202,7 @@ class Workspace:
 
     @property
     def scores(self) -> Stage:
-        return Stage(self.path / "scores", "scores", 1)
+        return Stage(self.path / "scores", "scores", 2)
 
     @property
     def judge(self) -> Stage:
@@ -204,6 +211,11 @@ class Workspace:
     def reference(self, name: str) -> Stage:
         """Features of real images in one feature space."""
         return Stage(self.path / "reference" / name, "reference", 1)
+
+    @property
+    def pilot(self) -> Stage:
+        """How many evaluations a wanted rank correlation takes, tried on a few images."""
+        return Stage(self.path / "pilot", "pilot", 1)
 
     def selection(self, name: str) -> Stage:
         return Stage(self.path / "selection" / name, "selection", 1)

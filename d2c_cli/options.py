@@ -75,6 +75,14 @@ ScorerSteps = Annotated[
     int | None,
     count("--scorer-steps", "STEPS", "How long --scorer train trains.  [default: 2k for small images, else 20k]"),
 ]
+ClassMap = Annotated[
+    Path | None,
+    option(
+        "--class-map",
+        "FILE",
+        "Which class of the source is which of the scorer's: CSV lines or JSON, source class -> number.",
+    ),
+]
 Objective = Annotated[
     Literal["velocity", "eps"] | None,
     option(
@@ -110,6 +118,29 @@ Estimator = Annotated[
         "stratified|paper",
         "How times and noise are drawn: alike for all images (ranks better), or each its own (Algorithm 2).",
     ),
+]
+TargetRankCorr = Annotated[
+    float | None,
+    option(
+        "--target-rank-corr",
+        "R",
+        "Choose --evals by this Spearman correlation, inside a class, between two scorings; 0.95 is good.",
+        parser=finite,
+    ),
+]
+ArrayPart = Annotated[
+    str | None,
+    option("--part", "I/N", "Score only the I-th of N shares, as a task of a job array; run once more to merge."),
+]
+MaxBad = Annotated[
+    float | None,
+    option("--max-bad", "N|SHARE", "Fail where more images, or a larger share, cannot be used.", parser=finite),
+]
+RetryBad = Annotated[bool, option("--retry-bad", None, "Try images again that could not be read.")]
+Threads = Annotated[int, count("--threads", "N", "Threads that decode images, for each worker.")]
+Price = Annotated[
+    float | None,
+    option("--price", "MONEY", "Price of a GPU-hour, for the estimate of --dry-run.", parser=finite),
 ]
 Evals = Annotated[int, count("--evals", "N", "Model evaluations per image; more rank more reliably.", least=2)]
 ScoreBatch = Annotated[int, count("--batch-size", "IMAGES", "Images at once on one device.")]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from d2c.workspace import Workspace
 
 if TYPE_CHECKING:
-    from d2c.pipeline import PackRequest, ScoreRequest
+    from d2c.pipeline import PackRequest
     from d2c.sampling import SamplerConfig
+    from d2c.score_pipeline import ScoreRequest
     from d2c.selection import Plan as SelectionPlan
 
 Facts = dict[str, Any]
@@ -22,9 +23,10 @@ def step(stage: str, reasons: Sequence[str], facts: Facts | None = None) -> Fact
     return {"stage": stage, "would_run": bool(reasons), "reasons": list(reasons), "facts": facts or {}}
 
 
-def score(request: ScoreRequest) -> Facts:
-    """The choices that the data makes, the scorer, and the time where a scorer is there to be timed."""
-    from d2c import choices, pipeline, scoring
+def score(request: ScoreRequest, price: float | None = None) -> Facts:
+    """The choices that the data makes, the scorer, and time and money where a scorer is there to be timed."""
+    from d2c import choices, score_pipeline, scoring
+    from d2c.batches import probe
     from d2c.progress import Silent
     from d2c.sources import open_source
 
@@ -40,6 +42,7 @@ def score(request: ScoreRequest) -> Facts:
             "bad_files": len(source.bad),
             "imagenet": source.is_imagenet,
             "notes": source.notes,
+            "bytes": round(probe(source).mean_bytes * len(source)),
         },
         "codec": codec,
         "size": size,
@@ -49,7 +52,7 @@ def score(request: ScoreRequest) -> Facts:
     }
     steps = []
     if chosen == choices.TRAIN_SCORER:
-        scorer = pipeline.plan_scorer(request, source, codec, size)
+        scorer = score_pipeline.plan_scorer(request, source, codec, size)
         training = {
             "model": scorer.model,
             "images": len(scorer.images),
@@ -61,9 +64,12 @@ def score(request: ScoreRequest) -> Facts:
             after = ["the scorer is not trained yet, so the time is not known"]
             return {**facts, "steps": [*steps, step("score", after, {"images": len(source)})]}
         facts["scorer"] = chosen = str(scorer.run)
-    plan = scoring.plan(pipeline.scoring_config(request, codec, size, chosen), source)
+    plan = scoring.plan(score_pipeline.scoring_config(request, codec, size, chosen), source)
     if plan.reasons:
-        facts["estimated_seconds"] = scoring.estimate_seconds(plan) / _workers(request.device, request.gpus)
+        seconds = scoring.estimate_seconds(plan)
+        facts["estimated_seconds"] = seconds / _workers(request.device, request.gpus)
+        facts["worker_hours"] = round(seconds / 3600, 3)
+        facts["price"] = None if price is None else round(price * seconds / 3600, 2)
     return {**facts, "steps": [*steps, step("score", plan.reasons, {"images": len(source)})]}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -38,6 +37,9 @@ def push(
     What the destination has already is not sent again: an interrupted push goes on where it stopped. Credentials
     are those of huggingface_hub (`hf auth login`) and of the AWS tools; AWS_ENDPOINT_URL names another S3.
     """
+    from d2c.remotes import shown
+
+    ctx.params["destination"] = shown(destination)
     output = Output.open(ctx)
     existing(artifact, "artifact", "d2c pack --ratio 0.008")
     from d2c import publishing
@@ -61,7 +63,7 @@ def push(
         return
     result = publishing.run(plan, output.progress)
     output.show(_facts("destination", result))
-    output.then(f"d2c pull {shlex.quote(destination)} shards/ --root {result.root}")
+    output.then(f"d2c pull {shlex.quote(result.place)} shards/ --root {result.root}")
 
 
 def pull(
@@ -82,9 +84,10 @@ def pull(
     Nothing is fetched twice: an interrupted pull goes on where it stopped, in OUT.partial-pull; and where OUT holds a
     damaged copy, only the damaged files are fetched.
     """
+    from d2c.remotes import shown
+
+    ctx.params["source"] = shown(source)
     output = Output.open(ctx)
-    if ":" not in source:
-        existing(Path(source), "artifact", "d2c push")
     from d2c import fetching
 
     request = fetching.FetchingConfig(source=source, out=out, root=root, overwrite=overwrite)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from d2c_cli import options
+from d2c_cli import options, plans
 from d2c_cli.output import Output
 from d2c_cli.paths import existing, quoted
 
@@ -32,6 +32,7 @@ def rebuild(
     out: options.Out = options.SHARDS,
     device: options.Device = "auto",
     gpus: options.Gpus = 1,
+    overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     config: options.Config = None,
     json: options.Json = False,
@@ -58,11 +59,23 @@ def rebuild(
         shards=shards,
         device=device,
         gpus=gpus,
+        overwrite=overwrite,
     )
     plan = rebuilding.plan(request)
     if dry_run:
-        facts = {"recipe": recipe, "content_id": plan.recipe.content_id, "images": len(plan.recipe)}
-        output.show({**facts, "source_images": len(plan.source), "vision": plan.vision}, dry_run=True)
+        images = {"images": len(plan.recipe)}
+        facts = {
+            "recipe": recipe,
+            "content_id": plan.recipe.content_id,
+            **images,
+            "source_images": len(plan.source),
+            "codec": plan.codec,
+            "vision": plan.vision,
+            "workspace": workspace,
+            "out": out,
+            "replaces": plan.replaced if plan.reasons else None,
+        }
+        output.show({**facts, "steps": [plans.step("rebuild", plan.reasons, images)]}, dry_run=True)
         return
     output.show({"artifact": asdict(rebuilding.run(plan, output.progress))})
     output.then(f"d2c inspect {quoted(out)}")

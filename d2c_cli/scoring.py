@@ -10,8 +10,13 @@ from d2c.errors import UsageError
 from d2c.workspace import Workspace
 from d2c_cli import options, plans
 from d2c_cli.output import Output
+from d2c_cli.paths import quoted
 
-EXAMPLES = ("d2c score imagenet/ --gpus 8", "d2c score photos/ --device cpu --evals 16 --workspace photos-d2c")
+EXAMPLES = (
+    "d2c score imagenet/ --gpus 8 --target-rank-corr 0.95",
+    "d2c score imagenet/ --scorer DiT-XL-2-256x256.pt --part 3/64",
+    "d2c score photos/ --device cpu --evals 16 --workspace photos-d2c",
+)
 
 
 def score(
@@ -22,14 +27,21 @@ def score(
     scorer_model: options.ScorerModel = None,
     scorer_steps: options.ScorerSteps = None,
     objective: options.Objective = None,
+    class_map: options.ClassMap = None,
     codec: options.Codec = None,
     size: options.Size = None,
     estimator: options.Estimator = "stratified",
     evals: options.Evals = 8,
+    target_rank_corr: options.TargetRankCorr = None,
     batch_size: options.ScoreBatch = 64,
     precision: options.Precision = "auto",
     device: options.Device = "auto",
     gpus: options.Gpus = 1,
+    threads: options.Threads = 4,
+    part: options.ArrayPart = None,
+    max_bad: options.MaxBad = None,
+    retry_bad: options.RetryBad = False,
+    price: options.Price = None,
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
@@ -44,8 +56,9 @@ def score(
     A finished scoring is not repeated; an interrupted one goes on where it stopped.
     """
     output = Output.open(ctx)
-    from d2c.pipeline import ScoreRequest
-    from d2c.pipeline import score as run
+    from d2c.score_pipeline import ScoreRequest
+    from d2c.score_pipeline import score as run
+    from d2c.scoring import Share
 
     _check_scorer_to_train(scorer, scorer_model, codec, size)
     request = ScoreRequest(
@@ -53,6 +66,7 @@ def score(
         workspace=workspace,
         scorer=scorer,
         objective=objective,
+        class_map=class_map,
         codec=codec,
         size=size,
         estimator=estimator,
@@ -64,12 +78,24 @@ def score(
         batch_size=batch_size,
         device=device,
         gpus=gpus,
+        threads=threads,
+        target_rank_corr=target_rank_corr,
+        share=_share(part),
+        max_bad=max_bad,
+        retry_bad=retry_bad,
         overwrite=overwrite,
     )
+    if target_rank_corr is not None and "evals" in output.typed:
+        raise UsageError("--target-rank-corr chooses --evals", hint="leave one of them out")
     if dry_run:
-        output.show(plans.score(request), dry_run=True)
+        output.show(plans.score(request, price), dry_run=True)
         return
     result, steps = run(request, output.progress)
+    if isinstance(result, Share):
+        output.show({"scores": result.path, "parts": result.total, "parts_done": result.done})
+        if result.done == result.total:
+            output.then(f"d2c score {quoted(source)}", "workspace", "device", "scorer", "codec", "size")
+        return
     summary = result.record.summary
     output.show(
         {
@@ -87,6 +113,16 @@ def score(
         }
     )
     output.then("d2c pack --ratio 0.008", "workspace", "device")
+
+
+def _share(part: str | None) -> tuple[int, int] | None:
+    """``3/64`` -> (3, 64)."""
+    if part is None:
+        return None
+    number, slash, of = part.partition("/")
+    if not (slash and number.isdigit() and of.isdigit()):
+        raise UsageError("this is no share of the parts", found=part, expected="I/N, such as 3/64")
+    return int(number), int(of)
 
 
 def _check_scorer_to_train(scorer: str | None, model: str | None, codec: str | None, size: int | None) -> None:

@@ -46,7 +46,7 @@ def quick_check(root: Path) -> Checked:
         VersionError: the artifact is newer than this reader.
     """
     if not (root / MANIFEST).is_file():
-        unfinished = os.path.exists(f"{os.path.realpath(root)}.partial")
+        unfinished = Path(f"{os.path.realpath(root)}.partial").exists()
         raise FormatError(
             "there is no finished artifact here",
             where=root,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from formats.errors import FormatError
-from formats.files import write_bytes
+from formats.files import atomic
 from formats.hashing import xxh3_array
 from formats.schema import DTYPES, MOST_SIDES, ArrayRecord
 
@@ -71,7 +71,9 @@ def write_npy(path: Path, array: np.ndarray[Any, Any]) -> None:
     dtype = array.dtype.str[1:]
     if dtype not in DTYPES or array.dtype.str[0] == ">":
         raise FormatError("this dtype cannot be stored", where=path, found=array.dtype, expected=", ".join(DTYPES))
-    write_bytes(path, npy_header(dtype, array.shape) + np.ascontiguousarray(array).tobytes())
+    with atomic(path) as temporary, temporary.open("wb") as stream:
+        stream.write(npy_header(dtype, array.shape))
+        stream.write(np.ascontiguousarray(array).data)
 
 
 def array_record(path: str, array: np.ndarray[Any, Any]) -> ArrayRecord:

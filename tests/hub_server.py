@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -48,6 +49,8 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     before: Callable[[str], int | None] = lambda request: None
     ignored: tuple[str, ...] = ()
+    endless: str = ""
+    """A path whose content never ends, whatever range is asked for."""
 
     def count(self, what: str) -> int:
         return sum(request.startswith(what) for request in self.requests)
@@ -133,6 +136,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
+
+    def _send_for_ever(self) -> None:
+        self.close_connection = True
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the other side has had enough
+            while True:
+                self.wfile.write(bytes(1 << 20))
 
     def _logged_in(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
@@ -250,6 +261,9 @@ class _Handler(BaseHTTPRequestHandler):
         files = self._repo(repo).commits[self._commit(repo, revision)]
         if path not in files:
             raise _Refused(404, "EntryNotFound", "Entry not found")
+        if path == self.hub.endless:
+            self._send_for_ever()
+            return
         if path.endswith(_LARGE):
             oid = hashlib.sha256(files[path]).hexdigest()
             self.hub.large.setdefault(oid, files[path])

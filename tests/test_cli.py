@@ -47,10 +47,10 @@ class Asked:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, outcome: BaseException | None = None) -> None:
         self.request: Any = None
         self.outcome = outcome
-        monkeypatch.setattr("d2c.pipeline.score", self.score)
+        monkeypatch.setattr("d2c.score_pipeline.score", self.score)
 
     def score(self, request: Any, progress: Any) -> tuple[Any, list[Any]]:
-        from d2c.pipeline import Step
+        from d2c.steps import Step
 
         self.request = request
         if self.outcome is not None:
@@ -190,9 +190,9 @@ def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_bug_keeps_its_plain_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        "import d2c.pipeline, d2c_cli.app as a\n"
+        "import d2c.score_pipeline, d2c_cli.app as a\n"
         "def broken(*_):\n    raise ZeroDivisionError('a bug')\n"
-        "d2c.pipeline.score = broken\n"
+        "d2c.score_pipeline.score = broken\n"
         "a.app(['score', 'x'], prog_name='d2c')"
     )
     result = python("-c", code)

@@ -15,7 +15,7 @@ from publishing_fixture import artifact, flip, names, pull, resign
 from d2c import fetching
 from d2c.errors import D2CError, UsageError
 from d2c.fetching import FetchingConfig
-from d2c.remotes import UnavailableError
+from d2c.remotes import UnavailableError, pieces
 from d2c.remotes.folder import Folder
 from formats.errors import FormatError, IntegrityError, VersionError
 from formats.files import read_json, write_json
@@ -26,7 +26,7 @@ TEXTS = {"manifest.json", "SHA256SUMS", "README.md", "croissant.json", "LICENSE"
 
 
 def pull_in_a_process(config: FetchingConfig, progress: Any) -> None:
-    fetching.PIECE = 1 << 10
+    pieces.PIECE = 1 << 10
     fetching.run(fetching.plan(config, progress), progress)
 
 
@@ -140,8 +140,13 @@ def test_a_tampered_shard_is_an_error_and_nothing_appears(tmp_path: Path) -> Non
         assert f"{len(good):,} bytes" in str(caught.value.expected)
         assert not (tmp_path / "got").exists()
     shard.unlink()
-    with pytest.raises(IntegrityError, match="missing"):
+    with pytest.raises(IntegrityError, match="missing") as caught:
         pull(made, tmp_path / "got")
+    assert None not in (caught.value.found, caught.value.expected, caught.value.hint)
+    shard.mkdir()
+    with pytest.raises(IntegrityError, match="a folder is where the file should be"):
+        pull(made, tmp_path / "got")
+    shard.rmdir()
     assert names(tmp_path) == ["got.partial-pull", "made"]
     shard.write_bytes(good)
     assert pull(made, tmp_path / "got").skipped == 1
@@ -170,7 +175,7 @@ def test_a_download_that_was_corrupted_on_the_way_is_repeated_once(
 def test_a_store_that_stumbles_is_asked_again_but_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = artifact(tmp_path / "made")
     waits: list[float] = []
-    monkeypatch.setattr(fetching.time, "sleep", waits.append)
+    monkeypatch.setattr(pieces.time, "sleep", waits.append)
     read, failures = Folder.read, [2]
 
     def stumble(self: Folder, name: str, start: int, end: int) -> bytes:
@@ -181,7 +186,7 @@ def test_a_store_that_stumbles_is_asked_again_but_not_for_ever(tmp_path: Path, m
 
     monkeypatch.setattr(Folder, "read", stumble)
     pull(made, tmp_path / "got")
-    assert waits == list(fetching.BACKOFF[:2])
+    assert waits == list(pieces.BACKOFF[:2])
     failures[0] = 1000
     with pytest.raises(UnavailableError, match="timed out"):
         pull(made, tmp_path / "other")

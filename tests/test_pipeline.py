@@ -12,12 +12,12 @@ import torch
 from conftest import pack_request
 from PIL import Image
 
-from d2c import generation, pipeline, training
+from d2c import generation, pipeline, score_pipeline, training
 from d2c.choices import PAPER_SCORER, choose_codec, choose_scorer, choose_scorer_model
 from d2c.errors import D2CError
-from d2c.pipeline import ScoreRequest
 from d2c.progress import Silent
 from d2c.recipe import recipe
+from d2c.score_pipeline import ScoreRequest
 from d2c.sit import model_spec
 from d2c.sources import Source, open_source
 from formats import open_artifact, verify
@@ -87,31 +87,31 @@ def test_imagenet_without_its_scorer_at_hand_names_both_ways_out(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     images(tmp_path / "imagenet", ["n01440764", "n01443537"], 80)
     with pytest.raises(D2CError, match=r"--scorer FILE(.|\n)*--scorer train"):
-        pipeline.score(request(tmp_path / "imagenet", tmp_path / "ws"))
+        score_pipeline.score(request(tmp_path / "imagenet", tmp_path / "ws"))
 
 
 def test_any_other_data_gets_a_scorer_of_its_own_which_is_said_and_recorded(tmp_path: Path, image_folder: Path) -> None:
     heard = Heard()
-    result, steps = pipeline.score(request(image_folder, tmp_path / "ws"), heard)
+    result, steps = score_pipeline.score(request(image_folder, tmp_path / "ws"), heard)
     assert [step.stage for step in steps if step.ran] == ["train the scorer", "score"]
     assert any("no scorer was named" in line and "sit-tiny/2" in line for line in heard.lines)
     facts = result.record.summary["scorer"]["facts"]
     assert (facts["kind"], facts["model"]) == ("run", "sit-tiny/2")
-    again, steps = pipeline.score(request(image_folder, tmp_path / "ws"))
+    again, steps = score_pipeline.score(request(image_folder, tmp_path / "ws"))
     assert not [step for step in steps if step.ran]
     assert again.record == result.record
 
 
 def test_the_trained_scorer_does_not_depend_on_the_number_of_processes(tmp_path: Path, image_folder: Path) -> None:
-    one, _ = pipeline.score(request(image_folder, tmp_path / "1"))
-    two, _ = pipeline.score(request(image_folder, tmp_path / "2", gpus=2))
+    one, _ = score_pipeline.score(request(image_folder, tmp_path / "1"))
+    two, _ = score_pipeline.score(request(image_folder, tmp_path / "2", gpus=2))
     assert one.record.outputs == two.record.outputs
 
 
 def test_the_scorer_is_trained_on_what_can_be_read(tmp_path: Path, image_folder: Path) -> None:
     folder = Path(shutil.copytree(image_folder, tmp_path / "pets"))
     (folder / "cat" / "zzz.png").write_bytes(b"\x89PNG broken")
-    result, _ = pipeline.score(request(folder, tmp_path / "ws"))
+    result, _ = score_pipeline.score(request(folder, tmp_path / "ws"))
     assert (result.record.summary["images"], result.record.summary["bad_files"]) == (95, 1)
 
 
@@ -119,7 +119,7 @@ def test_the_scorer_is_trained_on_what_can_be_read(tmp_path: Path, image_folder:
 def test_one_class_and_odd_names_go_through_to_a_verified_artifact(tmp_path: Path, classes: list[str]) -> None:
     images(tmp_path / "pics", classes, 8, count=6)
     (tmp_path / "pics" / "empty").mkdir()
-    pipeline.score(request(tmp_path / "pics", tmp_path / "ws"))
+    score_pipeline.score(request(tmp_path / "pics", tmp_path / "ws"))
     pipeline.pack(pack_request(tmp_path / "ws", tmp_path / "shards", per_class=2))
     assert verify(tmp_path / "shards", "deep").ok
     artifact = open_artifact(tmp_path / "shards")
@@ -138,7 +138,7 @@ def test_greyscale_palette_cmyk_rotated_and_16_bit_images_are_scored_like_the_re
     exif[0x0112] = 6
     base.save(folder / "rotated.jpg", exif=exif)
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(folder / "deep.png")
-    result, _ = pipeline.score(request(tmp_path / "pics", tmp_path / "ws"))
+    result, _ = score_pipeline.score(request(tmp_path / "pics", tmp_path / "ws"))
     assert (result.record.summary["images"], result.record.summary["bad_files"]) == (7, 0)
 
 
@@ -164,7 +164,7 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_images_go_through_a_vae_to_a_trained_and_sampled_model(tmp_path: Path, vae: Path) -> None:
     images(tmp_path / "pics", ["a", "b"], 20, count=8)
     options = {"codec": str(vae), "size": 16, "scorer_model": "sit-tiny/2"}
-    pipeline.score(request(tmp_path / "pics", tmp_path / "ws", **options))
+    score_pipeline.score(request(tmp_path / "pics", tmp_path / "ws", **options))
     packed = pack_request(tmp_path / "ws", tmp_path / "shards", per_class=3, text="hashed", vision="scorer")
     pipeline.pack(packed)
     artifact = open_artifact(tmp_path / "shards")
@@ -193,7 +193,7 @@ def test_another_vae_than_the_one_scored_with_is_not_packed(tmp_path: Path, vae:
     images(tmp_path / "pics", ["a", "b"], 20, count=4)
     own = Path(shutil.copytree(vae, tmp_path / "vae"))
     options = {"codec": str(own), "size": 16, "scorer_model": "sit-tiny/2"}
-    pipeline.score(request(tmp_path / "pics", tmp_path / "ws", **options))
+    score_pipeline.score(request(tmp_path / "pics", tmp_path / "ws", **options))
     weights = own / "diffusion_pytorch_model.safetensors"
     save_file({name: tensor * 1.01 for name, tensor in load_file(weights).items()}, weights)
     with pytest.raises(D2CError, match="not the one that the images were scored with"):

@@ -18,7 +18,7 @@ from d2c import fetching, publishing
 from d2c.errors import D2CError
 from d2c.fetching import FetchingConfig
 from d2c.publishing import PublishingConfig
-from d2c.remotes import UnavailableError
+from d2c.remotes import UnavailableError, pieces
 from formats.errors import IntegrityError
 from formats.files import read_json
 
@@ -169,6 +169,30 @@ def test_a_tampered_shard_is_an_error_and_only_it_is_fetched_again(tmp_path: Pat
     hub.repos["org/tiny"].commit("main", good)
     assert pull(URL, tmp_path / "got").files == len(read_json(made / "manifest.json")["files"]) - 1
     assert contents(tmp_path / "got") == contents(made)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "meta/selection.json"])
+def test_a_body_without_end_is_an_error(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    push(artifact(tmp_path / "made"), URL)
+    monkeypatch.setattr(pieces, "_MOST_TEXT", 1 << 16)
+    hub.endless = name
+    with pytest.raises(IntegrityError, match="too large" if name == "manifest.json" else "does not arrive"):
+        pull(URL, tmp_path / "got")
+
+
+def test_a_file_that_ends_too_early_is_damage_and_an_empty_one_is_none(
+    tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = artifact(tmp_path / "made")
+    (made / "LICENSE").write_text("")
+    push(made, URL)
+    pull(URL, tmp_path / "got")
+    assert contents(tmp_path / "got") == contents(made)
+    name = "shards/train-00001-of-00004.tar"
+    hub.repos["org/tiny"].commit("main", {**published(hub), name: published(hub)[name][:4096]})
+    monkeypatch.setattr(pieces, "PIECE", 1024)
+    with pytest.raises(IntegrityError, match="does not arrive"):
+        pull(URL, tmp_path / "other")
 
 
 def test_errors_name_the_remedy(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,11 @@ from formats_fixture import contents, make_samples, write_artifact
 from publishing_fixture import LICENCE, artifact, names, pull, push
 
 from d2c.errors import D2CError
+from d2c.remotes import Outgoing, open_store, pieces
+from d2c.remotes import objects as remote_objects
 from formats.errors import IntegrityError
 from formats.files import read_json
+from formats.hashing import sha256_file
 
 moto_server = pytest.importorskip(
     "moto.server", reason="the S3 server of these tests is moto's: pip install moto[s3,server]"
@@ -142,6 +145,81 @@ def test_a_tampered_object_is_an_error_and_only_it_is_fetched_again(tmp_path: Pa
     assert pull(f"s3://{bucket}/a", tmp_path / "got").skipped == 1
     assert pull(f"s3://{bucket}/a", tmp_path / "other").files == count
     assert contents(tmp_path / "got") == contents(made)
+
+
+@pytest.mark.parametrize("moment", ["train-00002-of-00003.tar", "SHA256SUMS", "manifest.json"])
+def test_two_pushes_at_once_leave_no_manifest_that_lies(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    one = write_artifact(tmp_path / "one", "tar", 3, licence=LICENCE)
+    two = artifact(tmp_path / "two")
+    url, put = f"s3://{bucket}/a", s3fs.S3FileSystem._put_file
+
+    async def put_late(self: Any, here: str, there: str, **options: Any) -> None:
+        """Before this is stored, another push runs from its plan to its end."""
+        if there.endswith(moment):
+            monkeypatch.setattr(s3fs.S3FileSystem, "_put_file", put)
+            command = [sys.executable, "-m", "d2c_cli", "push", str(two), url, "--overwrite"]
+            done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+            assert done.returncode == 0, done.stderr
+        await put(self, here, there, **options)
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_put_file", put_late)
+    with pytest.raises(D2CError, match="did not keep every file"):
+        push(one, url)
+    assert "manifest.json" not in objects(f"{bucket}/a")
+    push(two, url, overwrite=True)
+    assert objects(f"{bucket}/a") == contents(two)
+
+
+def test_a_damaged_object_is_healed_whatever_is_noted_with_it(
+    tmp_path: Path, bucket: str, sent: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = artifact(tmp_path / "made")
+    url, name = f"s3://{bucket}/a", "train-00001-of-00004.tar"
+    push(made, url)
+    good = (made / "shards" / name).read_bytes()
+    bad = good[:700] + bytes([good[700] ^ 1]) + good[701:]
+    facts = next(file for file in read_json(made / "manifest.json")["files"] if file["path"].endswith(name))
+
+    def damage() -> None:
+        s3().pipe_file(f"{bucket}/a/shards/{name}", bad, Metadata={"sha256": facts["sha256"]})
+        sent.clear()
+
+    damage()
+    assert push(made, url).files == 1
+    assert sent == [f"+{name}"]
+    # A store that gives the tag of the good bytes to the bad ones.
+    damage()
+    with monkeypatch.context() as patch:
+        patch.setattr(remote_objects, "s3_tag", lambda path, part: s3().info(f"{bucket}/a/shards/{name}")["ETag"][1:-1])
+        assert push(made, url, overwrite=True).files == 1
+    assert objects(f"{bucket}/a") == contents(made)
+    # An object in parts, whose tag is no MD5 of its bytes.
+    monkeypatch.setattr(remote_objects, "_PART", 5 << 20)
+    large = tmp_path / "large"
+    large.write_bytes(os.urandom(11 << 20))
+    store = open_store(url)
+    file = Outgoing("shards/large", large, 11 << 20, sha256_file(large))
+    store.send([file], [], lambda count: None, lambda: None)
+    assert s3().info(f"{bucket}/a/shards/large")["ETag"].endswith('-3"')
+    with monkeypatch.context() as patch:
+        patch.setattr(remote_objects.ObjectStore, "read", lambda *args: pytest.fail("read back without need"))
+        assert store.holds(file)
+    assert store.holds(file, closely=True)
+
+
+def test_an_object_that_ends_too_early_is_damage(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = artifact(tmp_path / "made")
+    (made / "LICENSE").write_text("")
+    push(made, f"s3://{bucket}/a")
+    pull(f"s3://{bucket}/a", tmp_path / "got")
+    assert contents(tmp_path / "got") == contents(made)
+    path = f"{bucket}/a/shards/train-00001-of-00004.tar"
+    s3().pipe_file(path, s3().cat_file(path)[:4096])
+    monkeypatch.setattr(pieces, "PIECE", 1024)
+    with pytest.raises(IntegrityError, match="does not arrive"):
+        pull(f"s3://{bucket}/a", tmp_path / "other")
 
 
 def test_errors_name_the_remedy(tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import pack_request
 from formats_fixture import contents
 from killing import run_and_kill
+from rebuilding_fixture import other_rounding, rebuild, receive, send, spoil
+from typer.testing import CliRunner
 
-from d2c import pipeline, rebuilding
+from d2c import packing, picks, pipeline, rebuilding
 from d2c.errors import D2CError, UsageError
-from d2c.progress import Progress
 from d2c.rebuilding import RebuildRequest
 from d2c.sit import SiT, model_spec
+from d2c.sources import open_source
+from d2c.tokens import save_array
+from d2c_cli.app import app
 from formats import IntegrityError, open_artifact, verify
+from formats.describe import describe
+
+
+@pytest.fixture(scope="module")
+def sent(tmp_path_factory: pytest.TempPathFactory, scored: Path) -> Path:
+    return send(tmp_path_factory.mktemp("sent"), scored)
 
 
 @pytest.fixture
-def request_(workspace: Path, tmp_path: Path, image_folder: Path, scorer: Path) -> RebuildRequest:
-    """A recipe of four picks a class, and the receiver's own copy of images and scorer."""
-    pipeline.pack(pack_request(workspace, tmp_path / "recipe", per_class=4, container="recipe", licence="MIT"))
-    shutil.rmtree(workspace)
-    return RebuildRequest(
-        recipe=tmp_path / "recipe",
-        source=Path(shutil.copytree(image_folder, tmp_path / "own" / "pets")),
-        workspace=tmp_path / "rebuild",
-        out=tmp_path / "rebuilt",
-        scorer=str(scorer),
-        device="cpu",
-        shards=3,
-    )
-
-
-def rebuild(request: RebuildRequest, progress: Progress | None = None) -> rebuilding.Result:
-    return rebuilding.run(rebuilding.plan(request), progress)
+def request_(sent: Path, tmp_path: Path, image_folder: Path, scorer: Path) -> RebuildRequest:
+    return receive(sent, tmp_path, image_folder, scorer)
 
 
 def test_a_rebuilt_artifact_has_the_content_id_of_the_sender(request_: RebuildRequest, packed: Path) -> None:
@@ -62,12 +61,21 @@ def test_without_vision_tokens_no_scorer_is_asked_for(request_: RebuildRequest, 
 
 
 def test_an_image_that_is_not_the_senders_is_named(request_: RebuildRequest) -> None:
-    key = open_artifact(request_.recipe).info(5)["source_key"]
-    (request_.source / key).write_bytes((request_.source / key).read_bytes() + b"\0")
-    with pytest.raises(D2CError, match=f"{key}") as caught:
+    (key,) = spoil(request_, 5)
+    with pytest.raises(IntegrityError, match="this image is not the one that the recipe was made from") as caught:
         rebuild(request_)
-    assert "xxh3" in str(caught.value)
+    assert key in str(caught.value)
+    assert "--source" in str(caught.value)
+    assert "d2c score" not in str(caught.value)
     assert not request_.out.exists()
+
+
+def test_all_images_are_checked_before_anything_is_encoded(request_: RebuildRequest) -> None:
+    keys = spoil(request_, *range(12))
+    with pytest.raises(IntegrityError, match="12 of 12") as caught:
+        rebuild(request_)
+    assert all(key in str(caught.value) for key in sorted(keys)[:3])
+    assert not request_.workspace.exists()
 
 
 def test_missing_images_are_counted_before_anything_runs(request_: RebuildRequest) -> None:
@@ -96,14 +104,6 @@ def test_the_scorer_is_asked_for_and_checked(request_: RebuildRequest, tmp_path:
     checkpoint.save_tensors(other / "ema.safetensors", model.state_dict())
     with pytest.raises(IntegrityError, match="not the recipe's"):
         rebuild(replace(request_, scorer=str(other)))
-
-
-def other_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens as another machine might make them: nearly the same."""
-    from d2c.scorer_tokens import ScorerTokens
-
-    encode: Any = ScorerTokens.encode
-    monkeypatch.setattr(ScorerTokens, "encode", lambda *args: (encode(*args) * 1.01).astype("f2"))
 
 
 def test_arrays_that_differ_are_counted_and_nothing_is_left(
@@ -140,3 +140,90 @@ def test_killed_and_run_again_it_rebuilds_the_same_bytes(request_: RebuildReques
     rebuild(request_)
     rebuild(replace(request_, out=tmp_path / "undisturbed", workspace=tmp_path / "other"))
     assert contents(request_.out) == contents(tmp_path / "undisturbed")
+
+
+def test_options_that_contradict_the_recipe_are_told_so(request_: RebuildRequest) -> None:
+    for codec in ("vae", "rbg", "stabilityai/sd-vae-ft-ema"):
+        with pytest.raises(UsageError, match="the recipe's codec is rgb"):
+            rebuilding.plan(replace(request_, codec=codec))
+    for vision in ("none", "dinov2"):
+        for scorer in (request_.scorer, None):
+            with pytest.raises(UsageError, match="has vision tokens that must be rebuilt"):
+                rebuilding.plan(replace(request_, vision=vision, scorer=scorer))
+
+
+@pytest.fixture
+def with_vae(request_: RebuildRequest, tmp_path: Path) -> RebuildRequest:
+    """A recipe of latents of a tiny VAE, in the sender's folder ``tiny``."""
+    save_vae(tmp_path / "tiny", seed=0)
+    config = packing.PackingConfig(
+        workspace=tmp_path, out=tmp_path / "of-vae", selection="all", container="recipe", device="cpu"
+    )
+    source = open_source(request_.source)
+    chosen = picks.everything(source, limit=6, seed=0)
+    packing.run(packing.plan_source(config, source, chosen, str(tmp_path / "tiny"), 8))
+    return replace(request_, recipe=config.out, scorer=None)
+
+
+def save_vae(folder: Path, seed: int) -> None:
+    import diffusers
+
+    torch.manual_seed(seed)
+    untyped: Any = diffusers
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    untyped.AutoencoderKL(**blocks, block_out_channels=(8, 8), norm_num_groups=4).save_pretrained(folder)
+
+
+def test_the_vae_is_named_by_the_receiver_and_checked(with_vae: RebuildRequest, tmp_path: Path) -> None:
+    for codec, error, words in (
+        (None, D2CError, "must not name[\\s\\S]*--codec"),
+        ("rgb", UsageError, "the recipe's codec is vae"),
+        ("rbg", UsageError, "no such VAE"),
+    ):
+        with pytest.raises(error, match=words):
+            rebuilding.plan(replace(with_vae, codec=codec))
+    save_vae(tmp_path / "other" / "tiny", seed=1)
+    with pytest.raises(IntegrityError, match="not the recipe's"):
+        rebuild(replace(with_vae, codec=str(tmp_path / "other" / "tiny")))
+    assert rebuild(replace(with_vae, codec=str(tmp_path / "tiny"))).identical
+
+
+def test_the_vae_may_lie_in_a_folder_of_another_name(with_vae: RebuildRequest, tmp_path: Path) -> None:
+    (tmp_path / "tiny").rename(tmp_path / "mine")
+    assert rebuild(replace(with_vae, codec=str(tmp_path / "mine"))).identical
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path) -> None:
+    # What `save_array` writes to before it renames.
+    (tmp_path / f".tmp-{os.getpid()}-tokens.npy").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space") as caught:
+        save_array(tmp_path / "tokens.npy", np.zeros((512, 512), np.float16))
+    assert caught.value.errno == errno.ENOSPC
+    save_array(tmp_path / "tokens.npy", np.arange(6, dtype=np.float16).reshape(2, 3))
+    assert np.load(tmp_path / "tokens.npy", mmap_mode="r").tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def command(request: RebuildRequest, *more: str) -> Any:
+    options = {"source": request.source, "workspace": request.workspace, "out": request.out, "scorer": request.scorer}
+    named = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+    args = ["rebuild", str(request.recipe), *named, "--device", "cpu", "--shards", "3", "--json", *more]
+    return CliRunner().invoke(app, args, prog_name="d2c", catch_exceptions=False)
+
+
+def test_a_dry_run_says_what_would_be_replaced_and_why(request_: RebuildRequest, packed: Path) -> None:
+    said = json.loads(command(request_, "--dry-run").stdout)
+    assert (said["out"], said["workspace"]) == (str(request_.out), str(request_.workspace))
+    assert (said["replaces"], said["steps"][0]["reasons"]) == (None, ["not packed yet"])
+    assert not request_.workspace.exists()
+    shutil.copytree(packed, request_.out)
+    assert command(request_, "--dry-run").exit_code == 1
+    said = json.loads(command(request_, "--dry-run", "--overwrite").stdout)
+    assert (said["replaces"], said["steps"][0]["reasons"]) == (open_artifact(packed).content_id, ["--overwrite"])
+
+
+def test_the_command_counts_bytes_as_inspect_does(request_: RebuildRequest) -> None:
+    said = json.loads(command(request_).stdout)["artifact"]
+    assert said["bytes"] == describe(request_.out)["bytes"]
+    assert json.loads(command(request_, "--dry-run").stdout)["steps"][0]["would_run"] is False
+    spoil(request_, 1)
+    assert command(request_).exit_code == 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,23 +252,6 @@ def test_a_name_that_tells_nothing_asks_for_the_objective(tmp_path: Path) -> Non
         load_denoiser(run, objective="eps")
 
 
-class Malicious:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, (f"touch {self.marker}",)
-
-
-def test_a_pickle_with_code_is_refused_unrun(tmp_path: Path) -> None:
-    marker = tmp_path / "ran"
-    path = tmp_path / "SiT-XL-2-256.pt"
-    torch.save({"ema": {}, "args": Malicious(marker)}, path)
-    with pytest.raises(D2CError, match="refused"):
-        load_denoiser(path)
-    assert not marker.exists()
-
-
 @pytest.mark.parametrize("source", ["facebook/DiT-XL-2-256", "nowhere/DiT.pt", "missing-folder"])
 def test_an_unreachable_scorer_names_the_two_ways_out(source: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
@@ -288,7 +270,7 @@ def test_files_that_are_no_scorer(tmp_path: Path) -> None:
     with pytest.raises(D2CError, match="damaged"):
         load_denoiser(damaged)
     (tmp_path / "dit.safetensors").write_bytes(b"nothing")
-    with pytest.raises(D2CError, match="damaged"):
+    with pytest.raises(D2CError, match="no readable weights"):
         load_denoiser(tmp_path / "dit.safetensors")
     torch.save([1, 2], tmp_path / "dit-list.pt")
     with pytest.raises(D2CError, match="no named tensors"):
@@ -319,7 +301,7 @@ def test_diffusers_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
         load_denoiser(tmp_path / "b")
 
 
-def test_a_run_with_text_can_be_sampled_but_not_score(tmp_path: Path) -> None:
+def test_a_run_with_text_can_be_sampled_but_not_score_without_that_text(tmp_path: Path) -> None:
     spec = model_spec("sit-tiny/2", 8, 4, 6, text_dim=5, text_tokens=2)
     model = SiT(spec)
     for parameter in model.parameters():

@@ -6,7 +6,10 @@ by one, an old manifest goes first and the new one comes last, so that no reader
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import errno
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -56,8 +59,11 @@ class Store(Protocol):
         """
         ...
 
-    def holds(self, file: Outgoing) -> bool:
-        """Whether the store's file of this name, known to have the right size, has these bytes."""
+    def holds(self, file: Outgoing, *, closely: bool = False) -> bool:
+        """Whether the store's file of this name, known to have the right size, has these bytes.
+
+        ``closely``: read them, and do not believe what was noted when they were stored.
+        """
         ...
 
     def read(self, name: str, start: int, end: int) -> bytes:
@@ -69,8 +75,25 @@ class Store(Protocol):
         """
         ...
 
-    def send(self, files: Sequence[Outgoing], stale: Sequence[str], sent: Callable[[int], None]) -> None:
-        """Store ``files``, in the order given, and remove ``stale``; ``sent`` is told the bytes of each file."""
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other pushes away, where the place can; what a killed one left half written is removed.
+
+        Raises:
+            FormatError: another process is pushing there.
+        """
+        ...
+
+    def send(
+        self, files: Sequence[Outgoing], stale: Sequence[str], sent: Callable[[int], None], check: Callable[[], None]
+    ) -> None:
+        """Store ``files``, in the order given, and remove ``stale``; ``sent`` is told the bytes of each file.
+
+        Where others may write at the same time, ``check`` is called before the manifest, and raises if they did.
+        """
+        ...
+
+    def withdraw(self) -> None:
+        """Remove the manifest, so that nobody reads what is no whole artifact."""
         ...
 
 
@@ -87,4 +110,20 @@ def known_inside(error: BaseException) -> FormatError | None:
 def first_line(error: BaseException) -> str:
     """An error's type and the first thing it says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return shown(f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)
+
+
+def shown(text: str) -> str:
+    """``text`` with every URL in it as it may be seen and kept: without a user's name and password."""
+    return re.sub(r"(?<!\bhf)://[^/\s]*@", "://", text)
+
+
+@contextmanager
+def filling(place: Path) -> Iterator[None]:
+    """Give a full disk the name of the place that was written to: the system names the source, or nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, error.strerror, str(place)) from error
+        raise

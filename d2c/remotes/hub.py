@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from formats.errors import FormatError
 from formats.layout import MANIFEST, OWNED, SUMS
 
 MAIN = "main"
+_CHUNK = 1 << 20
 _PATIENCE = 60.0
 """Seconds without a byte after which a request is made anew."""
 
@@ -26,11 +27,10 @@ class Hub:
 
         self.url, self._repo, self._asked, self._private = url, repo, revision, private
         self._api = HfApi()
-        self._made: str | None = None
 
     @property
     def revision(self) -> str | None:
-        return self._made or self._head
+        return self._head
 
     @cached_property
     def _head(self) -> str:
@@ -64,7 +64,8 @@ class Hub:
     def files(self) -> dict[str, int]:
         return {name: entry.size for name, entry in self._tree.items()}
 
-    def holds(self, file: Outgoing) -> bool:
+    def holds(self, file: Outgoing, *, closely: bool = False) -> bool:
+        # The hub names content by its hash, which it has computed itself.
         entry = self._tree[file.name]
         if entry.lfs is not None:
             return bool(entry.lfs.sha256 == file.sha256)
@@ -79,18 +80,29 @@ class Hub:
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
             build_hf_headers,
             hf_raise_for_status,
-            http_backoff,
+            http_stream_backoff,
         )
 
         url = hf_hub_url(self._repo, name, repo_type="dataset", revision=self._head, endpoint=self._api.endpoint)
         # Unasked compression would make the server ignore the range.
         headers = {**build_hf_headers(), "Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-        with self._told(name):
-            response = http_backoff("GET", url, headers=headers, timeout=_PATIENCE)
+        # A connection that breaks is for the caller to try again: in the middle of a body the library cannot.
+        options: dict[str, Any] = {"headers": headers, "timeout": _PATIENCE, "retry_on_exceptions": ()}
+        with self._told(name), http_stream_backoff("GET", url, **options) as response:
+            if response.status_code == 416:  # the file ends before the range
+                return b""
+            if response.is_error:
+                response.close()  # what it says stands in its headers; its body may be endless
             hf_raise_for_status(response)
-            return response.content if response.status_code == 206 else response.content[start:end]
+            return _taken(response.iter_raw(_CHUNK), 0 if response.status_code == 206 else start, end - start)
 
-    def send(self, files: Sequence[Outgoing], stale: Sequence[str], sent: Callable[[int], None]) -> None:
+    def alone(self) -> nullcontext[None]:
+        # A commit names its parent: the hub refuses the later one of two.
+        return nullcontext()
+
+    def send(
+        self, files: Sequence[Outgoing], stale: Sequence[str], sent: Callable[[int], None], check: Callable[[], None]
+    ) -> None:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         parent = self._head if self._tree else None
@@ -116,7 +128,12 @@ class Hub:
                 parent_commit=parent,
                 **where,
             )
-        self._made = commit.oid
+        # From here on this is about what was made, whatever others commit after it.
+        self._head = commit.oid
+        self._tree = self._listed(commit.oid)
+
+    def withdraw(self) -> None:
+        """Nothing: what another commit holds is not ours to change."""
 
     @contextmanager
     def _told(self, name: str = "") -> Iterator[None]:
@@ -124,6 +141,17 @@ class Hub:
             yield
         except Exception as error:
             raise _hub_error(error, f"{self.url}/{name}" if name else self.url) from error
+
+
+def _taken(body: Iterable[bytes], skip: int, size: int) -> bytes:
+    """The bytes [skip, skip + size) of a body, of which no more than that is read, however much there is."""
+    data = bytearray()
+    for piece in body:
+        data += piece[skip:]
+        skip -= min(skip, len(piece))
+        if len(data) >= size:
+            break
+    return bytes(data[:size])
 
 
 def _hub_error(error: Exception, where: str) -> FormatError:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from d2c.errors import D2CError
 from d2c.images import IMAGE_SUFFIXES, BadImage
-from d2c.sources.imagenet import imagenet_order
-from formats.hashing import xxh3_lines
+from d2c.sources.imagenet import imagenet_note, imagenet_order
+from formats.hashing import xxh3_array, xxh3_lines
 
-Kind = Literal["folder", "parquet", "tar"]
+Kind = Literal["folder", "parquet", "tar", "dataset"]
+Labels = Literal["source", "none"]
+"""Where classes come from: from the source itself, or nowhere, so that all pictures are of one class."""
+
+ONE_CLASS = "image"
+"""The only class of a source that is read without labels."""
 
 _SIDECARS = frozenset(".txt .json .csv .tsv .md .xml".split())
 _SIDECAR_NAMES = frozenset({"thumbs.db", "desktop.ini"})
@@ -59,11 +64,12 @@ class Reader(Protocol):
 class Source:
     """A labelled set of pictures, sorted by the UTF-8 bytes of their keys.
 
-    labels: int32 [N] class ids; imagenet_ids: int64 [C] class id -> official ImageNet-1k index, or None where
-    the classes are not ImageNet synsets; digest: identity from keys, labels, sizes and modification times.
+    location: an absolute path or a URL, fit for `open_source`; labels: int32 [N] class ids; imagenet_ids: int64 [C]
+    class id -> official ImageNet-1k index, or None where the classes are not ImageNet synsets; digest: identity from
+    keys, labels, and each file's ETag or its size and modification time.
     """
 
-    path: Path
+    location: str
     kind: Kind
     keys: list[str]
     labels: npt.NDArray[np.int32]
@@ -76,6 +82,16 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @property
+    def name(self) -> str:
+        """The last part of the location."""
+        return self.location.rstrip("/").rpartition("/")[2]
+
+    @property
+    def path(self) -> Path:
+        """The location of a local source."""
+        return Path(self.location)
 
     @property
     def is_imagenet(self) -> bool:
@@ -98,6 +114,22 @@ class Source:
         return np.argsort(self.reader.positions(), kind="stable")
 
 
+def relabel(source: Source, labels: npt.NDArray[np.integer[Any]], names: Sequence[str]) -> Source:
+    """``source`` with other classes: ``labels`` [N] are indices into ``names``, as are the new class ids.
+
+    Raises:
+        ValueError: ``labels`` has another length than the source, or a value that names no class.
+    """
+    if labels.shape != (len(source),):
+        raise ValueError(f"{labels.shape} labels for {len(source)} pictures")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+        raise ValueError(f"labels {labels.min()}..{labels.max()} for {len(names)} classes")
+    numbers = labels.astype(np.int32)
+    classes = tuple(SourceClass(i, name, name) for i, name in enumerate(names))
+    digest = xxh3_lines([source.digest, *names, xxh3_array(numbers)])
+    return replace(source, labels=numbers, classes=classes, imagenet_ids=None, digest=digest)
+
+
 def key_order(keys: Sequence[str]) -> list[int]:
     """Indices that sort ``keys`` by their UTF-8 bytes."""
     # Code-point order, which Python compares by, is UTF-8 byte order.
@@ -105,13 +137,22 @@ def key_order(keys: Sequence[str]) -> list[int]:
 
 
 def build_classes(
-    ordered: Sequence[tuple[str, str]],
+    ordered: Sequence[tuple[str, str]], notes: list[str], names: Mapping[str, str] | None = None
 ) -> tuple[tuple[SourceClass, ...], npt.NDArray[np.int64] | None]:
-    """Number (source_id, name) pairs as given; ImageNet synsets get their English name and official index."""
-    official = imagenet_order([source_id for source_id, _ in ordered])
+    """Number (source_id, name) pairs as given; ImageNet synsets get their English name and official index.
+
+    ``names``: synset -> name, where a file beside the data gives them. What is odd about the classes goes to ``notes``.
+    """
+    names = names or {}
+    ids = [source_id for source_id, _ in ordered]
+    official = imagenet_order(ids)
+    if note := imagenet_note(ids):
+        notes.append(note)
     if official is None:
-        return tuple(SourceClass(i, name, source_id) for i, (source_id, name) in enumerate(ordered)), None
-    classes = tuple(SourceClass(i, known.name, known.source_id) for i, known in enumerate(official))
+        return tuple(SourceClass(i, names.get(own, name), own) for i, (own, name) in enumerate(ordered)), None
+    classes = tuple(
+        SourceClass(i, names.get(known.source_id, known.name), known.source_id) for i, known in enumerate(official)
+    )
     return classes, np.array([known.id for known in official], dtype=np.int64)
 
 
@@ -179,7 +220,7 @@ def some(names: Sequence[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def no_images(path: Path, bad: Sequence[BadFile]) -> D2CError:
+def no_images(path: str | Path, bad: Sequence[BadFile]) -> D2CError:
     """The error for a source without one usable picture."""
     found = (
         f"{len(bad)} other files, e.g. {bad[0].key}: {bad[0].reason}" if bad else "nothing that looks like a picture"

@@ -14,7 +14,9 @@ import numpy.typing as npt
 
 from d2c.progress import Progress
 from d2c.sources.base import (
+    ONE_CLASS,
     BadFile,
+    Labels,
     Source,
     build_classes,
     digest_lines,
@@ -28,6 +30,7 @@ from d2c.sources.base import (
     triage,
     unsafe_name,
 )
+from d2c.sources.imagenet import imagenet_pictures, names_beside
 
 # Scanning waits for the file system, on network mounts a millisecond a file; threads wait together.
 _SCAN_THREADS = 8
@@ -56,29 +59,44 @@ class _Found:
     def exclude(self, key: str, reason: str) -> None:
         self.bad.append(BadFile(printable(key), "scan", reason))
 
+    def add(self, other: _Found) -> None:
+        self.keys += other.keys
+        self.sizes += other.sizes
+        self.mtimes += other.mtimes
+        self.bad += other.bad
 
-def open_folder(path: Path, progress: Progress) -> Source:
+
+def open_folder(path: Path, labels: Labels, progress: Progress) -> Source:
     """Scan ``path`` once: classes are its first-level folders, deeper files belong to their first-level folder.
 
-    ``train/`` is used when it stands alone or beside other splits (val, test, ...). A folder of pictures without
-    class folders is one class. Hidden files and text beside pictures are passed over; every other file that
-    is not used is in ``bad``.
+    ``train/`` is used when it stands alone or beside other splits (val, test, ...), and in an unpacked ImageNet. A
+    folder of pictures without class folders is one class. Hidden files and text beside pictures are passed over;
+    every other file that is not used is in ``bad``.
 
     Raises:
         D2CError: no pictures.
     """
-    base, notes, bad = path, list[str](), list[BadFile]()
+    base, notes, bad = imagenet_pictures(path) or path, list[str](), list[BadFile]()
     top = _list(base, "")
     if has_train_split(top.folders):
         others = sorted(set(top.folders) - {"train"})
-        notes.append("images are read from train/" + (f"; not from {', '.join(others)}" if others else ""))
         bad += top.bad + [BadFile(key, "scan", "outside train/") for key in top.keys]
-        base = path / "train"
+        base = base / "train"
+        notes.append(
+            f"images are read from {base.relative_to(path).as_posix()}/"
+            + (f"; not from {', '.join(others)}" if others else "")
+        )
         top = _list(base, "")
     found = _scan_classes(base, top.folders, progress)
+    bad += top.bad + [entry for got in found for entry in got.bad]
+    if labels == "none":
+        for got in found:
+            top.add(got)
+        if not top.keys:
+            raise no_images(path, bad)
+        return _assemble(path, base, [(ONE_CLASS, top)], bad, notes)
     pairs = [(name, got) for name, got in zip(top.folders, found, strict=True) if got.keys]
     empty = [name for name, got in zip(top.folders, found, strict=True) if not got.keys]
-    bad += top.bad + [entry for got in found for entry in got.bad]
     if empty:
         notes.append(f"{len(empty)} class folders without images: {some(empty)}")
     if pairs:
@@ -106,7 +124,8 @@ def _scan_classes(base: Path, folders: list[str], progress: Progress) -> list[_F
 
 
 def _assemble(path: Path, base: Path, pairs: list[tuple[str, _Found]], bad: list[BadFile], notes: list[str]) -> Source:
-    classes, imagenet_ids = build_classes([(name, name) for name, _ in pairs])
+    names = [name for name, _ in pairs]
+    classes, imagenet_ids = build_classes([(name, name) for name in names], notes, names_beside(base, names))
     keys = [key for _, got in pairs for key in got.keys]
     order = key_order(keys)
     keys = [keys[i] for i in order]
@@ -115,7 +134,7 @@ def _assemble(path: Path, base: Path, pairs: list[tuple[str, _Found]], bad: list
     mtimes = np.array([mtime for _, got in pairs for mtime in got.mtimes], dtype=np.int64)[order]
     stamps = map(file_stamp, sizes.tolist(), mtimes.tolist())
     return Source(
-        path=path,
+        location=str(path.resolve()),
         kind="folder",
         keys=keys,
         labels=labels,
@@ -135,10 +154,7 @@ def _scan_tree(base: Path, name: str) -> _Found:
     while stack:
         relative, above = stack.pop()
         got = _list(base, relative)
-        total.keys += got.keys
-        total.sizes += got.sizes
-        total.mtimes += got.mtimes
-        total.bad += got.bad
+        total.add(got)
         for folder in got.folders:
             identity = _identity(base / folder)
             if identity in above:

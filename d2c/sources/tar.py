@@ -13,7 +13,9 @@ import numpy.typing as npt
 from d2c.errors import D2CError
 from d2c.images import IMAGE_SUFFIXES, BadImage
 from d2c.sources.base import (
+    ONE_CLASS,
     BadFile,
+    Labels,
     Source,
     build_classes,
     digest_lines,
@@ -26,6 +28,7 @@ from d2c.sources.base import (
     some,
     triage,
 )
+from d2c.sources.imagenet import names_beside
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class _TarReader:
         return (self.places[:, 0] << 46) | self.places[:, 1]
 
 
-def open_tar(path: Path, files: Sequence[Path]) -> Source:
+def open_tar(path: Path, files: Sequence[Path], labels: Labels) -> Source:
     """Index the members of one tar file or several; reads headers and ``.cls`` members only.
 
     With ``.cls`` members the key is the name up to its first dot and the label what ``.cls`` says. Else the
@@ -81,27 +84,29 @@ def open_tar(path: Path, files: Sequence[Path]) -> Source:
     scan = _Scan()
     for number, file in enumerate(files):
         _index(scan, files, number, file)
-    chosen = _by_sidecar(scan, files) if scan.labels else _by_folder(scan, files)
+    labelled = labels == "source"
+    chosen = _by_sidecar(scan, files, labelled) if scan.labels else _by_folder(scan, files, labelled)
     if not chosen:
         raise no_images(path, scan.bad)
     present = _sorted_labels({label for _, label in chosen.values()})
-    classes, imagenet_ids = build_classes([(label, label) for label in present])
-    if len(classes) == 1:
+    names = names_beside(files[0].parent, present)
+    classes, imagenet_ids = build_classes([(label, label) for label in present], scan.notes, names)
+    if labelled and len(classes) == 1:
         scan.notes.append(f"one class only: {classes[0].name}")
     ids = {label: i for i, label in enumerate(present)}
     found = list(chosen)
     keys = [found[i] for i in key_order(found)]
     members = [chosen[key][0] for key in keys]
-    labels = np.array([ids[chosen[key][1]] for key in keys], dtype=np.int32)
+    numbers = np.array([ids[chosen[key][1]] for key in keys], dtype=np.int32)
     return Source(
-        path=path,
+        location=str(path.resolve()),
         kind="tar",
         keys=keys,
-        labels=labels,
+        labels=numbers,
         classes=classes,
         bad=tuple(sorted(scan.bad, key=lambda entry: entry.key)),
         notes=tuple(scan.notes),
-        digest=digest_lines(keys, labels, (file_stamp(m.size, m.mtime) for m in members), classes),
+        digest=digest_lines(keys, numbers, (file_stamp(m.size, m.mtime) for m in members), classes),
         imagenet_ids=imagenet_ids,
         reader=_TarReader(files, np.array([(m.file, m.offset, m.size) for m in members], dtype=np.int64)),
     )
@@ -174,20 +179,20 @@ def _stem(name: str) -> str:
     return folder + slash + base.split(".", 1)[0]
 
 
-def _by_sidecar(scan: _Scan, files: Sequence[Path]) -> dict[str, tuple[_Member, str]]:
-    texts = _read_labels(scan.labels, files)
+def _by_sidecar(scan: _Scan, files: Sequence[Path], labelled: bool) -> dict[str, tuple[_Member, str]]:
+    texts = _read_labels(scan.labels, files) if labelled else {}
     chosen: dict[str, tuple[_Member, str]] = {}
     for name, member in scan.members.items():
         key = _stem(name)
         suffix = name.rpartition("/")[2].partition(".")[2]
         if f".{suffix.lower()}" not in IMAGE_SUFFIXES:
             scan.exclude(name, f"a second picture ({suffix}) of the sample")
-        elif key not in texts:
+        elif labelled and key not in texts:
             scan.exclude(name, "no .cls member beside it")
         elif key in chosen:
             scan.exclude(name, f"a second picture of the sample; {chosen[key][0].name} is used")
         else:
-            chosen[key] = (member, texts[key])
+            chosen[key] = (member, texts.get(key, ONE_CLASS))
     for name, reason in scan.others.items():
         # webdataset samples carry members of any kind beside their picture.
         if _stem(name) not in chosen:
@@ -214,7 +219,7 @@ def _sorted_labels(found: set[str]) -> list[str]:
     return sorted(found)
 
 
-def _by_folder(scan: _Scan, files: Sequence[Path]) -> dict[str, tuple[_Member, str]]:
+def _by_folder(scan: _Scan, files: Sequence[Path], labelled: bool) -> dict[str, tuple[_Member, str]]:
     for name, reason in scan.others.items():
         scan.exclude(name, reason)
     names = list(scan.members)
@@ -229,7 +234,9 @@ def _by_folder(scan: _Scan, files: Sequence[Path]) -> dict[str, tuple[_Member, s
     flat = shared[-1] if shared else files[0].stem
     chosen: dict[str, tuple[_Member, str]] = {}
     for name, parts in rest.items():
-        if len(parts) > 1:
+        if not labelled:
+            chosen["/".join(parts)] = (scan.members[name], ONE_CLASS)
+        elif len(parts) > 1:
             chosen["/".join(parts)] = (scan.members[name], parts[0])
         elif tops:
             scan.exclude(name, "outside any class folder")

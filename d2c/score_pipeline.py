@@ -1,0 +1,238 @@
+"""What scoring needs first: a scorer where none is named, and a number of evaluations where a reliability is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from d2c import packing, picks, pilot, runtime, scoring, training
+from d2c.choices import TRAIN_SCORER, choose_codec, choose_scorer, choose_scorer_model
+from d2c.config import identity
+from d2c.errors import UsageError
+from d2c.latents import open_codec
+from d2c.progress import Progress, Silent
+from d2c.recipe import Recipe, recipe, without_attachments
+from d2c.runs import Run
+from d2c.runtime import resolve_device, resolve_precision
+from d2c.sit import model_spec
+from d2c.sources import Source, open_source
+from d2c.steps import Step, run_step
+from d2c.workspace import Workspace
+from formats.files import write_json
+from formats.hashing import xxh3_json
+
+SCORER_IMAGES = 100_000
+"""A scorer trained here sees at most this many images: the paper finds that a weak scorer costs little (Table 6)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreRequest:
+    """What a user asks of `score`; None leaves the choice to the data."""
+
+    source: Path
+    workspace: Path
+    scorer: str | None = None
+    objective: str | None = None
+    class_map: Path | None = None
+    codec: str | None = None
+    size: int | None = None
+    estimator: Literal["stratified", "paper"] = "stratified"
+    evals: int = 8
+    target_rank_corr: float | None = None
+    """Chooses ``evals``: the fewest at which two scorings of a few images agree so well in rank."""
+    scorer_model: str | None = None
+    scorer_steps: int | None = None
+    seed: int = 0
+    precision: str = "auto"
+    batch_size: int = 64
+    device: str = "auto"
+    gpus: int = 1
+    threads: int = 4
+    share: tuple[int, int] | None = None
+    retry_bad: bool = False
+    max_bad: float | None = None
+    overwrite: bool = False
+
+
+def score(request: ScoreRequest, progress: Progress | None = None) -> tuple[scoring.Result | scoring.Share, list[Step]]:
+    """Train a scorer where none is named and the data asks for one, then score every image, or this task's share.
+
+    Raises:
+        UsageError: a share is asked for before there is a scorer.
+    """
+    progress = progress or Silent()
+    source = open_source(request.source)
+    for note in source.notes:
+        progress.say(note)
+    codec, size = choose_codec(source, request.codec, request.size)
+    chosen = choose_scorer(source, request.scorer, codec)
+    steps = []
+    if chosen == TRAIN_SCORER:
+        scorer = plan_scorer(request, source, codec, size)
+        reasons = [] if scorer.done else [_why_train(request, source, scorer)]
+        if reasons and request.share is not None:
+            raise UsageError(
+                "the tasks of a job array share one scorer, and there is none yet",
+                hint="name one with --scorer, or run the command once without --part until it scores",
+            )
+        _, step = run_step(
+            "train the scorer",
+            reasons,
+            lambda: scorer.done or runtime.once(lambda: _train_scorer(request, scorer, source, codec, size, progress)),
+            progress,
+        )
+        chosen = str(scorer.run)
+        facts = {"model": scorer.model, "steps": scorer.recipe.steps, "images": len(scorer.images)}
+        steps.append(step.telling(facts))
+    config = scoring_config(request, codec, size, chosen)
+    if request.target_rank_corr is not None:
+        config, step = _choose_evals(config, source, request.target_rank_corr, progress)
+        steps.append(step)
+    plan = scoring.plan(config, source)
+    if request.share is not None:
+        share, step = run_step("score", plan.reasons, lambda: scoring.run_share(plan, progress), progress)
+        return share, [*steps, step.telling({"parts": share.total, "done": share.done})]
+    result, step = run_step("score", plan.reasons, lambda: scoring.run(plan, progress), progress)
+    facts = {"images": result.record.summary["images"], "bad_files": result.record.summary["bad_files"]}
+    return result, [*steps, step.telling(facts)]
+
+
+def _choose_evals(
+    config: scoring.ScoringConfig, source: Source, target: float, progress: Progress
+) -> tuple[scoring.ScoringConfig, Step]:
+    """The config with as many evaluations as the wanted rank correlation takes; tried once, and remembered."""
+    if not 0 < target < 1:
+        raise UsageError("a rank correlation to reach lies between 0 and 1", found=target, expected="such as 0.95")
+    plan = scoring.plan(config, source)
+    stage = Workspace(config.workspace).pilot
+    asked = {name: value for name, value in identity(plan.config).items() if name not in ("evals", "part")}
+    asked["target"] = target
+    reasons = stage.stale(asked, plan.inputs)
+
+    def choose() -> None:
+        with stage.locked():
+            stage.begin(asked, plan.inputs)
+            with stage.spending():
+                found = pilot.run(plan.config.settings, source, target, progress)
+            write_json(stage.path / "pilot.json", asdict(found))
+            stage.finish(["pilot.json"], asdict(found), device=resolve_device(config.device).type)
+
+    _, step = run_step("choose the evaluations", reasons, lambda: reasons and runtime.once(choose), progress)
+    facts = stage.require("d2c score DIR").summary
+    if not facts["reached"]:
+        best = facts["tried"][-1]["rank_correlation"]
+        progress.warn(
+            f"{facts['evals']} evaluations reach a rank correlation of {best}, not {target}: more is not tried"
+        )
+    return replace(config, evals=facts["evals"]), step.telling({"evals": facts["evals"], "tried": facts["tried"]})
+
+
+def _why_train(request: ScoreRequest, source: Source, scorer: ScorerPlan) -> str:
+    what = f"{scorer.model} on {len(scorer.images):,} of its images for {scorer.recipe.steps:,} steps"
+    if request.scorer is not None:
+        return what
+    kind = "its images are modelled as pixels" if source.is_imagenet else "it is not ImageNet-1k"
+    return f"no scorer was named and {kind}: {what}"
+
+
+def scoring_config(request: ScoreRequest, codec: str, size: int, scorer: str) -> scoring.ScoringConfig:
+    """The stage's config once every open choice is made."""
+    return scoring.ScoringConfig(
+        source=request.source,
+        workspace=request.workspace,
+        scorer=scorer,
+        objective=request.objective,
+        class_map=request.class_map,
+        codec=codec,
+        size=size,
+        estimator=request.estimator,
+        evals=request.evals,
+        batch_size=request.batch_size,
+        precision=request.precision,
+        seed=request.seed,
+        device=request.device,
+        gpus=request.gpus,
+        threads=request.threads,
+        share=request.share,
+        retry_bad=request.retry_bad,
+        max_bad=request.max_bad,
+        overwrite=request.overwrite,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerPlan:
+    """A small class-conditional model to be trained on the source itself, because nobody named a scorer."""
+
+    folder: Path
+    model: str
+    recipe: Recipe
+    images: picks.Picks
+    done: bool
+
+    @property
+    def run(self) -> Path:
+        """The run's folder, which is what `score` takes as its scorer."""
+        return self.folder / "run"
+
+
+def plan_scorer(request: ScoreRequest, source: Source, codec: str, size: int) -> ScorerPlan:
+    """Which model, how long, and on which images; the folder's name follows from all that decides the weights."""
+    small = codec == "rgb"
+    model = request.scorer_model or choose_scorer_model(codec, size)
+    numbers = recipe("small" if small else "sit", steps=request.scorer_steps or (2_000 if small else 20_000))
+    plain = without_attachments(numbers)
+    device = resolve_device(request.device)
+    latent = open_codec(codec, size, torch.device("cpu")).spec
+    # Checked before anything is packed for it.
+    model_spec(model, latent.size, latent.channels, len(source.classes))
+    asked = {
+        "model": model,
+        "recipe": repr(plain),
+        "codec": latent.to_dict(),
+        "precision": resolve_precision(request.precision, device),
+        "seed": request.seed,
+        "source": source.digest,
+    }
+    folder = Workspace(request.workspace).scorer / xxh3_json(asked)[:8]
+    return ScorerPlan(
+        folder=folder,
+        model=model,
+        recipe=plain,
+        images=picks.everything(source, limit=SCORER_IMAGES, seed=request.seed),
+        done=Run(folder / "run").finished_steps() >= plain.steps,
+    )
+
+
+def _train_scorer(
+    request: ScoreRequest, scorer: ScorerPlan, source: Source, codec: str, size: int, progress: Progress
+) -> None:
+    """Pack the source without attachments and train on it, in one process whatever ``--gpus`` says.
+
+    A sum over several ranks, or over several threads, would round differently and change every score.
+    """
+    shards = scorer.folder / "shards"
+    pack_config = packing.PackingConfig(
+        workspace=request.workspace,
+        out=shards,
+        selection="all",
+        container="parquet",
+        seed=request.seed,
+        device=request.device,
+        threads=request.threads,
+    )
+    packing.run(packing.plan_source(pack_config, source, scorer.images, codec, size), progress)
+    config = training.TrainingConfig(
+        artifact=shards,
+        out=scorer.run,
+        model=scorer.model,
+        recipe=scorer.recipe,
+        precision=request.precision,
+        seed=request.seed,
+        threads=1,
+        device=request.device,
+    )
+    training.run(training.plan(config), progress)

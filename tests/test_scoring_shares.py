@@ -1,0 +1,149 @@
+"""Job arrays, second tries, limits, and the number of evaluations that a wanted reliability takes."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from d2c import pilot, score_pipeline, scoring
+from d2c.errors import D2CError, UsageError
+from d2c.images import BadImage
+from d2c.progress import Silent
+from d2c.score_pipeline import ScoreRequest
+from d2c.scoring import ScoringConfig
+from d2c.sources import Source, open_source
+from d2c.workspace import BAD_FILES, SCORES
+from formats.files import read_table
+
+
+def config(folder: Path, workspace: Path, scorer: Path, **options: Any) -> ScoringConfig:
+    defaults: dict[str, Any] = {"codec": "rgb", "size": 8, "evals": 4, "batch_size": 8, "part": 16, "device": "cpu"}
+    return ScoringConfig(source=folder, workspace=workspace, scorer=str(scorer), **{**defaults, **options})
+
+
+def score(asked: ScoringConfig) -> scoring.Result:
+    return scoring.run(scoring.plan(asked))
+
+
+def share(asked: ScoringConfig, number: int, of: int) -> scoring.Share:
+    return scoring.run_share(scoring.plan(replace(asked, share=(number, of))))
+
+
+def outputs(result: scoring.Result) -> dict[str, bytes]:
+    return {name: (result.path / name).read_bytes() for name in result.record.outputs}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, scorer: Path) -> scoring.Result:
+    return score(config(image_folder, tmp_path_factory.mktemp("ws"), scorer))
+
+
+def test_the_tasks_of_an_array_leave_what_one_process_does(
+    tmp_path: Path, image_folder: Path, scorer: Path, undisturbed: scoring.Result
+) -> None:
+    asked = config(image_folder, tmp_path, scorer)
+    done = [share(asked, number, 3).done for number in (3, 1, 2)]
+    assert done == [2, 4, 6]
+    assert not (tmp_path / "scores" / SCORES).exists()
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "scores" / "parts").iterdir()}
+    assert outputs(score(asked)) == outputs(undisturbed)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert share(asked, 1, 3).done == 6
+
+
+def test_tasks_that_start_at_the_same_moment_do_not_stop_each_other(
+    tmp_path: Path, image_folder: Path, scorer: Path, undisturbed: scoring.Result
+) -> None:
+    asked = config(image_folder, tmp_path, scorer)
+    plans = [scoring.plan(replace(asked, share=(number, 4))) for number in (1, 2, 3, 4)]
+    tasks = [threading.Thread(target=scoring.run_share, args=(plan,)) for plan in plans]
+    for task in tasks:
+        task.start()
+    for task in tasks:
+        task.join()
+    assert outputs(score(asked)) == outputs(undisturbed)
+
+
+def test_a_share_that_cannot_be_is_a_usage_error(tmp_path: Path, image_folder: Path, scorer: Path) -> None:
+    for wrong in ((0, 3), (4, 3)):
+        with pytest.raises(UsageError, match="1/N to N/N"):
+            config(image_folder, tmp_path, scorer, share=wrong)
+    request = ScoreRequest(source=image_folder, workspace=tmp_path, scorer="train", share=(1, 2), device="cpu")
+    with pytest.raises(UsageError, match="one scorer"):
+        score_pipeline.score(request)
+
+
+def test_images_that_could_not_be_read_are_tried_again_and_nothing_else(
+    tmp_path: Path, image_folder: Path, scorer: Path, undisturbed: scoring.Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(image_folder, tmp_path, scorer)
+    read = Source.read
+
+    def broken(self: Source, index: int) -> bytes:
+        if index in (20, 70):
+            raise BadImage("the disk was away")
+        return read(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "read", broken)
+        first = score(asked)
+    assert read_table(first.path / BAD_FILES).num_rows == 2
+    assert scoring.plan(asked).reasons == []
+    plan = scoring.plan(replace(asked, retry_bad=True))
+    assert plan.reasons == ["2 parts with unreadable images are tried again"]
+    before = {path.name: path.stat().st_mtime_ns for path in (first.path / "parts").iterdir()}
+    again = scoring.run(plan)
+    assert outputs(again) == outputs(undisturbed)
+    after = {path.name: path.stat().st_mtime_ns for path in (first.path / "parts").iterdir()}
+    assert sum(after[name] == stamp for name, stamp in before.items()) == len(before) - 2
+    assert scoring.plan(replace(asked, retry_bad=True)).reasons == []
+
+
+@pytest.mark.parametrize(("limit", "fails"), [(1, True), (2, False), (0.01, True), (0.05, False)])
+def test_more_bad_images_than_allowed_stop_the_scoring_before_it_counts(
+    tmp_path: Path, image_folder: Path, scorer: Path, limit: float, fails: bool
+) -> None:
+    damaged = Path(shutil.copytree(image_folder, tmp_path / "pets"))
+    for name in ("cat/000.png", "dog/001.png"):
+        (damaged / name).write_bytes(b"")
+    asked = config(damaged, tmp_path / "ws", scorer, max_bad=limit)
+    if not fails:
+        assert score(asked).record.summary["bad_files"] == 2
+        return
+    with pytest.raises(D2CError, match=r"2 of 95(.|\n)*cat/000\.png"):
+        score(asked)
+    assert read_table(tmp_path / "ws" / "scores" / BAD_FILES).num_rows == 2
+    assert score(replace(asked, max_bad=None)).record.summary["images"] == 93
+
+
+def test_the_pilot_takes_the_fewest_evaluations_that_agree_and_says_what_it_tried(
+    tmp_path: Path, image_folder: Path, scorer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pilot, "CANDIDATES", (2, 4, 16))
+    asked = config(image_folder, tmp_path, scorer).settings
+    source = open_source(image_folder)
+    low, high = (pilot.run(asked, source, target, Silent()) for target in (-1.0, 2.0))
+    assert (low.evals, low.reached, len(low.tried)) == (pilot.CANDIDATES[0], True, 1)
+    assert (high.evals, high.reached) == (pilot.CANDIDATES[-1], False)
+    found = [one["rank_correlation"] for one in high.tried]
+    assert found[-1] > found[0]
+    assert pilot.run(asked, source, 2.0, Silent()) == high
+
+
+def test_a_target_chooses_the_evaluations_once(tmp_path: Path, image_folder: Path, scorer: Path) -> None:
+    request = ScoreRequest(
+        source=image_folder, workspace=tmp_path, scorer=str(scorer), target_rank_corr=0.3, size=8, device="cpu"
+    )
+    result, steps = score_pipeline.score(request)
+    assert [step.stage for step in steps if step.ran] == ["choose the evaluations", "score"]
+    assert isinstance(result, scoring.Result)
+    assert result.record.config["evals"] == steps[0].facts["evals"]
+    _, again = score_pipeline.score(request)
+    assert not any(step.ran for step in again)
+    with pytest.raises(UsageError, match="between 0 and 1"):
+        score_pipeline.score(replace(request, target_rank_corr=1.5))
