@@ -15,13 +15,14 @@ import torch
 from d2c import picks as picked
 from d2c import runtime
 from d2c.config import execution
+from d2c.labelling import reopen
 from d2c.latents import open_codec
 from d2c.parts import Part, ToDo, require_all, split, work
 from d2c.picks import class_indices
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
 from d2c.scorers import load_denoiser
-from d2c.sources import Source, open_source
+from d2c.sources import Source
 from d2c.text import TextEncoder, open_text, prompts
 from d2c.tokens import PART, save_array
 from d2c.vision import VisionEncoder, open_vision
@@ -228,7 +229,7 @@ def _encode_parts(ranks: Ranks, job: _Job) -> None:
     scores = workspace.scores.require("d2c score DIR")
     device = runtime.resolve_device(config.device)
     with runtime.one_thread(device):
-        source = open_source(Path(scores.summary["source"]["path"]))
+        source = reopen(workspace)
         picks = picked.load(workspace, config.selection)
         encoder, classes = _open_encoder(config, workspace, scores, source, device)
         labels = classes[picks.table["label"].to_numpy()]

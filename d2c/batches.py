@@ -99,7 +99,7 @@ def probe(source: Source, limit: int = 256) -> Probe:
     if not sizes:
         raise D2CError(
             f"none of {len(chosen)} images tried can be read",
-            where=source.path,
+            where=source.location,
             found=reason,
             hint="open a few of the files in an image viewer; they may be damaged or not images",
         )

@@ -23,7 +23,7 @@ from formats.schema import LATENT, RAW, ClassRow, Column
 class Contents:
     """What goes into the artifact, gathered from the stages before."""
 
-    source: Path
+    source: str
     codec: str
     size: int
     picks: Picks

@@ -113,7 +113,7 @@ def run(config: DemoConfig, progress: Progress | None = None) -> Result:
     demo.command("score", source, "--scorer-steps", config.scorer_steps, *_seed(config.seed), *demo.place)
     workspace, steps = config.out / "workspace", config.scorer_steps
     request = ScoreRequest(
-        source=source, workspace=workspace, scorer_steps=steps, device=config.device, seed=config.seed
+        source=str(source), workspace=workspace, scorer_steps=steps, device=config.device, seed=config.seed
     )
     score_pipeline.score(request, demo.progress)
     rows = []

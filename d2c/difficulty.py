@@ -13,8 +13,10 @@ import torch
 
 from d2c import batches, runtime
 from d2c.batches import Batch
+from d2c.duplicates import fingerprints
 from d2c.errors import D2CError
 from d2c.estimator import noise_of, timesteps_of
+from d2c.images import gradient_energy
 from d2c.latents import LatentCodec, LatentSpec, open_codec, to_model
 from d2c.picks import class_indices
 from d2c.score_table import PART_SCHEMA
@@ -71,6 +73,8 @@ class Difficulty:
             rows: list[dict[str, Any]] = [{"key": bad.key, "reason": bad.reason} for bad in batch.bad]
             if found is not None:
                 losses, times = found[0].numpy(), found[1]
+                pixels, hashed = fingerprints(batch.pixels)
+                gradients = gradient_energy(batch.pixels)
                 rows += [
                     {
                         "key": self.source.keys[index],
@@ -81,6 +85,9 @@ class Difficulty:
                         "bytes": batch.sizes[row],
                         "width": batch.crops[row][0],
                         "height": batch.crops[row][1],
+                        "gradient": gradients[row],
+                        "pixels_xxh3": pixels[row],
+                        "phash": hashed[row],
                     }
                     for row, index in enumerate(batch.indices)
                 ]

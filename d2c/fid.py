@@ -24,7 +24,8 @@ from d2c.config import execution, identity
 from d2c.errors import D2CError, UsageError
 from d2c.features import distance_name
 from d2c.generator import Generator, balanced_labels, grid, sample_seeds, save_png
-from d2c.judge import RealImages, Reference, class_numbers, drawn, open_space, scored_rows, scored_source
+from d2c.judge import RealImages, Reference, class_numbers, drawn, open_space, scored_rows
+from d2c.labelling import OWN, reopen
 from d2c.latents import LatentSpec, to_model
 from d2c.progress import Progress, Silent
 from d2c.runs import COST, Run
@@ -57,7 +58,7 @@ class FidConfig:
     artifact: Path | None = execution(None)
     """Where the artifact lies now; None: where it was when the run was trained on it."""
     inception: Path | None = execution(None)
-    reference: Path | None = None
+    reference: str | None = None
     """Real images to measure against; None: the scored source."""
     reference_images: int = 50_000
     samples: int = 2_000
@@ -115,15 +116,20 @@ def plan(config: FidConfig) -> Plan:
             hint="train on it again, or put the old artifact back",
         )
     workspace = Workspace(config.workspace)
-    scored = scored_source(workspace)
-    source = open_source(config.reference) if config.reference else scored
+    scored = reopen(workspace)
+    scores = workspace.scores.require("d2c score DIR")
+    source = scored
+    if config.reference:
+        # Classes that were made for the scored images mean nothing elsewhere.
+        own = scores.summary["source"].get("labels", OWN) == OWN
+        source = open_source(config.reference, labels="source" if own else "none")
     weights = config.inception
     asked = {
         **identity(config),
         **generator.digests(),
         # By content; a missing file is an error later, and until then unlike every other.
         "inception": sha256_file(weights) if weights and weights.is_file() else weights and str(weights),
-        "scores": workspace.scores.require("d2c score DIR").digest,
+        "scores": scores.digest,
         "scored": scored.digest,
         "source": source.digest,
     }

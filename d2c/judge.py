@@ -17,7 +17,7 @@ from d2c.errors import D2CError
 from d2c.features import Classifier, FeatureSpace, open_inception, train_classifier
 from d2c.progress import Progress
 from d2c.seen import Images
-from d2c.sources import Source, open_source
+from d2c.sources import Source
 from d2c.tokens import save_array
 from d2c.workspace import SCORES, Workspace
 from formats.files import read_table
@@ -30,21 +30,12 @@ Array = np.ndarray[Any, Any]
 _KEPT = ("features", "labels", "digests", "rows")
 
 
-def scored_source(workspace: Workspace) -> Source:
-    """The images that were scored.
-
-    Raises:
-        D2CError: nothing was scored yet, or the images are no longer where they were.
-    """
-    return open_source(Path(workspace.scores.require("d2c score DIR").summary["source"]["path"]))
-
-
 def open_space(
     workspace: Workspace, source: Source, size: int, inception: Path | None, device: torch.device, progress: Progress
 ) -> FeatureSpace:
     """Inception with the weights ``inception``, else the workspace's classifier, trained if it is missing.
 
-    ``source`` is the scored one (`scored_source`), whatever is measured against: one classifier serves all runs.
+    ``source`` is the scored one (`d2c.labelling.reopen`), whatever is measured against: one classifier serves all runs.
 
     Raises:
         D2CError: the Inception file is missing, or the data has too few classes or images for a classifier.
@@ -123,7 +114,7 @@ class RealImages:
             if not len(columns[0]):
                 raise D2CError(
                     "no image to measure against could be read",
-                    where=self.source.path,
+                    where=self.source.location,
                     found=f"{len(rows)} files, none readable",
                     hint="open a few of them in an image viewer, or name other images with --reference DIR",
                 )

@@ -130,7 +130,7 @@ def plan(config: PackingConfig) -> Plan:
             "text": text.summary if text else None,
             "vision": vision_facts(vision.config, vision.summary) if vision else None,
         },
-        "source": {key: summary["source"][key] for key in ("name", "kind", "files", "fingerprint")},
+        "source": {key: summary["source"][key] for key in ("name", "kind", "files", "fingerprint", "labels")},
         "selection": {
             **chosen.config,
             "scorer": summary["scorer"]["facts"],
@@ -139,7 +139,7 @@ def plan(config: PackingConfig) -> Plan:
         "seeds": {"pack": config.seed, "selection": chosen.config.get("seed"), "score": scores.config["seed"]},
     }
     contents = Contents(
-        source=Path(summary["source"]["path"]),
+        source=summary["source"]["path"],
         codec=scores.config["codec"],
         size=scores.config["size"],
         picks=picked.load(workspace, config.selection),
@@ -158,16 +158,16 @@ def plan_source(config: PackingConfig, source: Source, picks: Picks, codec: str,
     """Plan to pack images that were not scored, without attachments: what a scorer is trained on."""
     spec = open_codec(codec, size, torch.device("cpu")).spec
     fields = {
-        "name": f"{source.path.name}-{config.selection}",
+        "name": f"{source.name}-{config.selection}",
         "latent": spec.to_dict(),
         "encoders": {"text": None, "vision": None},
-        "source": {"name": source.path.name, "kind": source.kind, "files": len(source), "fingerprint": None},
+        "source": {"name": source.name, "kind": source.kind, "files": len(source), "fingerprint": None},
         "selection": {"method": config.selection, "images": len(picks)},
         "seeds": {"pack": config.seed},
     }
     classes = [{"id": c.id, "name": c.name, "source_id": c.source_id} for c in source.classes]
     contents = Contents(
-        source=source.path, codec=codec, size=size, picks=picks, classes=classes, fields=fields, unscored=True
+        source=source.location, codec=codec, size=size, picks=picks, classes=classes, fields=fields, unscored=True
     )
     return plan_contents(config, contents, {"source": source.digest, "codec": spec.weights_xxh3, "size": size})
 
@@ -263,7 +263,8 @@ def _write_shards(ranks: Ranks, job: _Job) -> None:
     order = contents.storage_order(config.seed)
     bounds = [len(order) * i // plan.shards for i in range(plan.shards + 1)]
     with runtime.one_thread(device):
-        source = open_source(contents.source)
+        # The picks know their labels: whatever labels the images have here is no matter.
+        source = open_source(contents.source, labels="none")
         codec = open_codec(contents.codec, contents.size, device)
         # Where the weights lie, and what they are called there, is no matter.
         if replace(codec.spec, encoder=contents.latent.encoder, revision=contents.latent.revision) != contents.latent:

@@ -98,7 +98,7 @@ def read(
             if not keep_bad:
                 raise D2CError(
                     "a picked image can no longer be read",
-                    where=f"{source.path}: {bad.key}",
+                    where=f"{source.location}: {bad.key}",
                     found=bad.reason,
                     hint="run d2c score again: it takes note of what changed",
                 )
@@ -108,7 +108,7 @@ def read(
             if expected is not None and digest != expected:
                 raise D2CError(
                     "an image changed since it was scored",
-                    where=f"{source.path}: {keys[row].as_py()}",
+                    where=f"{source.location}: {keys[row].as_py()}",
                     found=f"xxh3 {digest}",
                     expected=f"xxh3 {expected}",
                     hint="run d2c score again",
@@ -148,7 +148,7 @@ def _locate(source: Source, key: str) -> int:
     if index == len(source.keys) or source.keys[index] != key:
         raise D2CError(
             "a picked image is no longer in the source",
-            where=source.path,
+            where=source.location,
             found=f"no {key}",
             hint="run d2c score again",
         )
@@ -178,7 +178,7 @@ def class_indices(
     strange = [name for name in names if name not in (scorer.classes or ())]
     raise D2CError(
         "the scorer was trained on another class list than the source's",
-        where=source.path,
+        where=source.location,
         found=f"{len(names)} classes" + (f", unknown: {', '.join(strange[:3])}" if scorer.classes else ""),
         expected=f"{known} classes" + (f": {', '.join(scorer.classes[:3])} ..." if scorer.classes else ""),
         hint="say which class is which with --class-map FILE.csv, or use a scorer of this data: --scorer train",

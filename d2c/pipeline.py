@@ -8,6 +8,7 @@ from pathlib import Path
 from d2c import attachment, packing, runtime, selection
 from d2c.choices import SMALL
 from d2c.errors import UsageError
+from d2c.labelling import OWN
 from d2c.progress import Progress, Silent
 from d2c.selection import Method, SelectionConfig
 from d2c.steps import Step, run_step
@@ -68,13 +69,16 @@ def current_selection(workspace: Path) -> str:
 def attachment_config(request: PackRequest, name: str) -> attachment.AttachmentConfig:
     """Which encoders to attach: the named ones, else those attached last, else by the data.
 
-    Small images (codec ``rgb``) get the encoders that need no download; others the paper's, T5 and DINOv2.
+    Small images (codec ``rgb``) get the encoders that need no download; others the paper's, T5 and DINOv2. Classes that
+    are no more than numbers, because the images have no labels of their own, get no text.
     """
     workspace = Workspace(request.workspace)
     scores = workspace.scores.require("d2c score DIR")
     before = workspace.current(f"attachments/{name}") or {}
     small = scores.config["codec"] == "rgb"
-    text = request.text or before.get("asked_text") or ("hashed" if small else "t5")
+    named = scores.summary["source"].get("labels", OWN) == OWN
+    usual = ("hashed" if small else "t5") if named else "none"
+    text = request.text or before.get("asked_text") or usual
     vision = request.vision or before.get("asked_vision") or ("scorer" if small else "dinov2")
     # The grid of a /2 model, so that the published sizes train on it; huge pixel grids keep the scorer's own.
     latent, own = int(scores.summary["codec"]["size"]), int(scores.summary["scorer"]["grid"])

@@ -18,6 +18,7 @@ from d2c.attachment import AttachmentConfig
 from d2c.blueprint import HUB_ID, TEXT_TABLES, Blueprint, Vision, family
 from d2c.contents import Contents
 from d2c.errors import D2CError, UsageError
+from d2c.labelling import OWN, assign
 from d2c.latents import LatentSpec
 from d2c.packing import PackingConfig
 from d2c.picks import Picks
@@ -46,7 +47,7 @@ class RebuildRequest:
     """
 
     recipe: Path
-    source: Path
+    source: str
     workspace: Path
     out: Path
     scorer: str | None = None
@@ -112,7 +113,7 @@ def plan(request: RebuildRequest) -> Plan:
     replaced = _occupant(request, recipe)
     settings = blueprint.read(recipe)
     codec, vision = _codec(request, settings.latent), _vision(request, settings)
-    source = open_source(request.source)
+    source = _source(request, recipe, settings)
     check_names(source, recipe, settings)
     contents = _contents(request, recipe, settings, source, codec)
     inputs = {"recipe": recipe.content_id, "source": source.digest, "approximate": request.approximate}
@@ -160,7 +161,9 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
 def _occupant(request: RebuildRequest, recipe: Artifact) -> str | None:
     """What the artifact would replace, where that may be."""
     out = request.out.resolve()
-    for what, path in {"recipe": request.recipe, "source": request.source, "workspace": request.workspace}.items():
+    kept_folders = {"recipe": request.recipe, "source": Path(request.source), "workspace": request.workspace}
+    for what, path in kept_folders.items():
+        # A URL resolves to a place where nothing lies.
         kept = path.resolve()
         if kept.is_relative_to(out) or (what == "recipe" and out.is_relative_to(kept)):
             raise UsageError(
@@ -194,6 +197,14 @@ def _occupant(request: RebuildRequest, recipe: Artifact) -> str | None:
             hint="choose another folder with --out, or replace it with --overwrite",
         )
     return str(content_id)
+
+
+def _source(request: RebuildRequest, recipe: Artifact, settings: Blueprint) -> Source:
+    if recipe.manifest["source"].get("labels", OWN) == OWN:
+        return open_source(request.source)
+    picks = settings.picks
+    names = [row.name for row in recipe.classes]
+    return assign(open_source(request.source, labels="none"), picks["key"], picks["label"].to_numpy(), names)
 
 
 def _codec(request: RebuildRequest, latent: LatentSpec) -> str:
@@ -319,7 +330,7 @@ def _picks(settings: Blueprint) -> Picks:
 def _contents(request: RebuildRequest, recipe: Artifact, settings: Blueprint, source: Source, codec: str) -> Contents:
     dropped = (*OWN_FIELDS, "packed_from", "order", "preprocess", "licence", "tool")
     return Contents(
-        source=source.path,
+        source=source.location,
         codec=codec,
         size=settings.size,
         picks=_picks(settings),

@@ -11,14 +11,18 @@ import torch
 from d2c import packing, picks, pilot, runtime, scoring, training
 from d2c.choices import TRAIN_SCORER, choose_codec, choose_scorer, choose_scorer_model
 from d2c.config import identity
+from d2c.deduplication import Duplicates
+from d2c.duplicates import Keep
 from d2c.errors import UsageError
+from d2c.labelling import OWN, clustering_due, open_labelled
 from d2c.latents import open_codec
 from d2c.progress import Progress, Silent
 from d2c.recipe import Recipe, recipe, without_attachments
 from d2c.runs import Run
 from d2c.runtime import resolve_device, resolve_precision
+from d2c.score_plan import LATE
 from d2c.sit import model_spec
-from d2c.sources import Source, open_source
+from d2c.sources import Source
 from d2c.steps import Step, run_step
 from d2c.workspace import Workspace
 from formats.files import write_json
@@ -32,7 +36,7 @@ SCORER_IMAGES = 100_000
 class ScoreRequest:
     """What a user asks of `score`; None leaves the choice to the data."""
 
-    source: Path
+    source: str
     workspace: Path
     scorer: str | None = None
     objective: str | None = None
@@ -52,6 +56,10 @@ class ScoreRequest:
     gpus: int = 1
     threads: int = 4
     share: tuple[int, int] | None = None
+    labels: str = OWN
+    duplicates: Duplicates = "report"
+    keep: Keep = "first"
+    held_out: str | None = None
     retry_bad: bool = False
     max_bad: float | None = None
     overwrite: bool = False
@@ -64,7 +72,20 @@ def score(request: ScoreRequest, progress: Progress | None = None) -> tuple[scor
         UsageError: a share is asked for before there is a scorer.
     """
     progress = progress or Silent()
-    source = open_source(request.source)
+    workspace = Workspace(request.workspace)
+    if request.share is not None and clustering_due(request.source, request.labels, workspace, request.seed):
+        raise UsageError(
+            "the tasks of a job array share their clusters, and there are none yet",
+            hint="run the command once without --part until it scores",
+        )
+    source = open_labelled(
+        request.source,
+        request.labels,
+        workspace,
+        seed=request.seed,
+        threads=request.threads,
+        progress=progress,
+    )
     for note in source.notes:
         progress.say(note)
     codec, size = choose_codec(source, request.codec, request.size)
@@ -108,13 +129,14 @@ def _choose_evals(
         raise UsageError("a rank correlation to reach lies between 0 and 1", found=target, expected="such as 0.95")
     plan = scoring.plan(config, source)
     stage = Workspace(config.workspace).pilot
-    asked = {name: value for name, value in identity(plan.config).items() if name not in ("evals", "part")}
+    asked = {name: value for name, value in identity(plan.config).items() if name not in ("evals", "part", *LATE)}
     asked["target"] = target
-    reasons = stage.stale(asked, plan.inputs)
+    inputs = {name: value for name, value in plan.inputs.items() if name not in LATE}
+    reasons = stage.stale(asked, inputs)
 
     def choose() -> None:
         with stage.locked():
-            stage.begin(asked, plan.inputs)
+            stage.begin(asked, inputs)
             with stage.spending():
                 found = pilot.run(plan.config.settings, source, target, progress)
             write_json(stage.path / "pilot.json", asdict(found))
@@ -156,6 +178,10 @@ def scoring_config(request: ScoreRequest, codec: str, size: int, scorer: str) ->
         device=request.device,
         gpus=request.gpus,
         threads=request.threads,
+        labels=request.labels,
+        duplicates=request.duplicates,
+        keep=request.keep,
+        held_out=request.held_out,
         share=request.share,
         retry_bad=request.retry_bad,
         max_bad=request.max_bad,

@@ -1,7 +1,8 @@
 """The table of scores, from the losses of every image: means, errors, and the same losses weighted otherwise.
 
-Columns: key, label, score (mean loss), stderr, evals, losses (one per evaluation), the named scores of `weighted`,
-xxh3 (of the file's bytes), bytes, width, height.
+Columns: key, label, score (mean loss), stderr, evals, the named scores of `weighted`, gradient
+(`d2c.images.gradient_energy`, a score that needs no model), losses (one per evaluation), xxh3 (of the file's bytes),
+bytes, width, height.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -33,10 +35,15 @@ PART_SCHEMA = pa.schema(
         ("bytes", pa.int64()),
         ("width", pa.int32()),
         ("height", pa.int32()),
+        ("gradient", pa.float32()),
+        ("pixels_xxh3", pa.string()),
+        ("phash", pa.binary()),
         ("reason", pa.string()),
     ]
 )
-"""One row an image of a part: ``times`` where each image has its own, ``reason`` where it could not be read."""
+"""One row an image of a part: ``times`` where each image has its own, ``reason`` where it could not be read.
+
+``pixels_xxh3`` (of the cropped pixels) and ``phash`` are what duplicates are found by (`d2c.duplicates`)."""
 
 BANDS = {"score_low_noise": (0.0, 1 / 3), "score_mid_noise": (1 / 3, 2 / 3), "score_high_noise": (2 / 3, 1.0)}
 """Named scores: the mean loss over the evaluations whose time t, 0 data and 1 noise, lies in [from, to)."""
@@ -44,11 +51,20 @@ BANDS = {"score_low_noise": (0.0, 1 / 3), "score_mid_noise": (1 / 3, 2 / 3), "sc
 
 @dataclass(frozen=True)
 class Merged:
-    """``scores`` sorted by key, ``bad`` the rows that have a reason instead, ``losses`` [N, evals] of ``scores``."""
+    """``scores`` sorted by key, ``bad`` the rows that have a reason instead, ``losses`` [N, evals] of ``scores``.
+
+    ``prints``: pixels_xxh3 and phash of ``scores``.
+    """
 
     scores: pa.Table
     bad: pa.Table
     losses: Array
+    prints: pa.Table
+
+    def without(self, dropped: npt.NDArray[np.bool_]) -> Merged:
+        """The same but for some of ``scores``: bool [N]."""
+        kept = pa.array(~dropped)
+        return Merged(self.scores.filter(kept), self.bad, self.losses[~dropped], self.prints.filter(kept))
 
     @property
     def fingerprint(self) -> str:
@@ -61,7 +77,7 @@ class Merged:
                 yield f"{key}\t{size}\t{digest}"
 
 
-def merge(parts: Sequence[Path], where: Path, times: Array | None, objective: Objective) -> Merged:
+def merge(parts: Sequence[Path], where: str, times: Array | None, objective: Objective) -> Merged:
     """Join the parts' tables; ``times`` [evals] are those that all images share, None where the parts hold them.
 
     Raises:
@@ -84,9 +100,9 @@ def merge(parts: Sequence[Path], where: Path, times: Array | None, objective: Ob
     scores = good.select(["key", "label"])
     for name, values in named.items():
         scores = scores.append_column(name, pa.array(values, from_pandas=True))
-    for name in ("losses", "xxh3", "bytes", "width", "height"):
+    for name in ("gradient", "losses", "xxh3", "bytes", "width", "height"):
         scores = scores.append_column(name, good[name])
-    return Merged(scores, bad, losses)
+    return Merged(scores, bad, losses, good.select(["pixels_xxh3", "phash"]))
 
 
 def weighted(losses: Array, times: Array, objective: Objective) -> dict[str, Array]:

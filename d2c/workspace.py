@@ -1,6 +1,6 @@
 """The directory where stages meet. A stage's record is written last: no record, not finished.
 
-Layout: ``scorer/<digest>/{shards,run}  scores/  selection/<name>/  attachments/text/<encoder>/
+Layout: ``clusters/  scorer/<digest>/{shards,run}  pilot/  scores/  selection/<name>/  attachments/text/<encoder>/
 attachments/<selection>/<encoder>/  judge/  reference/<space>/``. Each stage's folder holds ``stage.json`` (its
 record), ``begun.json`` (what an unfinished run was asked for), ``cost.jsonl`` (seconds of work, a line a part) and its
 own files.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -109,19 +109,26 @@ class Stage:
         reasons += [f"{line.split(':')[0]} changed" for line in differences(record.inputs, inputs)]
         return reasons + [f"{name} is missing" for name in record.outputs if not (self.path / name).exists()]
 
-    def reopen(self) -> None:
-        """Take back that the stage is finished, and keep its parts: some of them are to be made again."""
-        record = self.record()
-        if record is not None:
-            write_json(self.path / BEGUN, self._asked(record.config, record.inputs))
-            (self.path / RECORD).unlink()
+    def begin(
+        self, config: Mapping[str, Any], inputs: Mapping[str, str], *, late: Collection[str] = (), anew: bool = False
+    ) -> None:
+        """Prepare the folder: keep the parts of a run that was asked the same, else start anew.
 
-    def begin(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
-        """Prepare the folder: keep the parts of an interrupted run that was asked the same, else start anew."""
-        if self.record() is not None or not self._begun_as(config, inputs):
+        ``late`` names options and inputs that no part depends on: where only they differ, the parts of a finished run
+        are kept too. ``anew`` keeps none.
+        """
+        asked = self._asked(config, inputs)
+        record = self.record()
+        before = None
+        if record is not None and late:
+            before = {**self._asked(record.config, record.inputs), "version": record.version}
+        elif record is None and (self.path / BEGUN).exists():
+            before = read_json(self.path / BEGUN)
+        if anew or before is None or _without(before, late) != _without(asked, late):
             remove_tree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / BEGUN, self._asked(config, inputs))
+        write_json(self.path / BEGUN, asked)
+        (self.path / RECORD).unlink(missing_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -189,6 +196,12 @@ class Stage:
         return begun.exists() and read_json(begun) == self._asked(config, inputs)
 
 
+def _without(asked: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """What a run was asked for, but for the options and inputs ``names``."""
+    parts = {part: {k: v for k, v in asked[part].items() if k not in names} for part in ("config", "inputs")}
+    return {**asked, **parts}
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The stages' folders, by name."""
@@ -202,7 +215,7 @@ class Workspace:
 
     @property
     def scores(self) -> Stage:
-        return Stage(self.path / "scores", "scores", 2)
+        return Stage(self.path / "scores", "scores", 3)
 
     @property
     def judge(self) -> Stage:
@@ -211,6 +224,11 @@ class Workspace:
     def reference(self, name: str) -> Stage:
         """Features of real images in one feature space."""
         return Stage(self.path / "reference" / name, "reference", 1)
+
+    @property
+    def clusters(self) -> Stage:
+        """Numbers of the clusters that serve as classes of an unlabelled source."""
+        return Stage(self.path / "clusters", "clusters", 1)
 
     @property
     def pilot(self) -> Stage:

@@ -16,10 +16,11 @@ DEMO = Path("d2c-demo")
 
 # What a command works on.
 Source = Annotated[
-    Path,
+    str,
     typer.Argument(
         metavar="SOURCE",
-        help="Images: a folder with one folder per class, a Parquet file or folder, or a tar.",
+        help="Images: a folder with one folder per class, Parquet (a file, a folder or an s3:// URL), tar files, or a "
+        "folder that `datasets` saved.",
     ),
 ]
 Artifact = Annotated[Path, typer.Argument(metavar="SHARDS", help="An artifact that `d2c pack` wrote.")]
@@ -135,6 +136,36 @@ ArrayPart = Annotated[
 MaxBad = Annotated[
     float | None,
     option("--max-bad", "N|SHARE", "Fail where more images, or a larger share, cannot be used.", parser=finite),
+]
+Labels = Annotated[
+    str,
+    option(
+        "--labels",
+        "source|none|clusters:K",
+        "Classes: the source's own, one for all images, or K clusters of similar images (k-means, no download).",
+    ),
+]
+Duplicates = Annotated[
+    Literal["report", "drop", "off"],
+    option(
+        "--duplicates",
+        "report|drop|off",
+        "Exact and near duplicates: list them, also drop all but one of each group from the scores, or do not look.",
+    ),
+]
+Keep = Annotated[
+    Literal["first", "largest", "easiest", "hardest"],
+    option(
+        "--keep", "first|largest|easiest|hardest", "Which of some duplicates stays: by key, by pixels, or by score."
+    ),
+]
+HeldOut = Annotated[
+    str | None,
+    option(
+        "--held-out",
+        "SOURCE",
+        "Images kept apart, such as a validation set: those that are in the source too are listed as leaks.",
+    ),
 ]
 RetryBad = Annotated[bool, option("--retry-bad", None, "Try images again that could not be read.")]
 Threads = Annotated[int, count("--threads", "N", "Threads that decode images, for each worker.")]
@@ -280,7 +311,7 @@ Inception = Annotated[
     ),
 ]
 Reference = Annotated[
-    Path | None,
+    str | None,
     option("--reference", "SOURCE", "Real images to measure against.  [default: the scored source]"),
 ]
 Subsets = Annotated[
@@ -313,7 +344,7 @@ Root = Annotated[
 # rebuild
 RecipeFolder = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe: an artifact without its arrays.")]
 RebuildSource = Annotated[
-    Path, option("--source", "SOURCE", "Your copy of the images: the data set that the recipe names.")
+    str, option("--source", "SOURCE", "Your copy of the images: the data set that the recipe names.")
 ]
 RebuildScorer = Annotated[
     str | None, option("--scorer", "FILE", "The recipe's scorer, where its vision tokens come from that.")

@@ -22,7 +22,7 @@ def existing(path: Path, what: str, made_by: str) -> Path:
     raise D2CError(f"there is no {what} here", where=path, hint=hint)
 
 
-def quoted(path: Path) -> str:
+def quoted(path: str | Path) -> str:
     """``path`` as a shell would take it back."""
     import shlex
 

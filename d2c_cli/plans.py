@@ -25,17 +25,22 @@ def step(stage: str, reasons: Sequence[str], facts: Facts | None = None) -> Fact
 
 def score(request: ScoreRequest, price: float | None = None) -> Facts:
     """The choices that the data makes, the scorer, and time and money where a scorer is there to be timed."""
-    from d2c import choices, score_pipeline, scoring
+    from d2c import choices, labelling, score_pipeline, scoring
     from d2c.batches import probe
-    from d2c.progress import Silent
     from d2c.sources import open_source
 
-    source = open_source(request.source, Silent())
+    workspace = Workspace(request.workspace)
+    due = labelling.clustering_due(request.source, request.labels, workspace, request.seed)
+    if due:
+        source = open_source(request.source, labels="none")
+    else:
+        source = labelling.open_labelled(request.source, request.labels, workspace, seed=request.seed)
     codec, size = choices.choose_codec(source, request.codec, request.size)
     chosen = choices.choose_scorer(source, request.scorer, codec)
     facts: Facts = {
         "source": {
             "path": request.source,
+            "labels": request.labels,
             "kind": source.kind,
             "images": len(source),
             "classes": len(source.classes),
@@ -50,6 +55,10 @@ def score(request: ScoreRequest, price: float | None = None) -> Facts:
         "evaluations": len(source) * request.evals,
         "estimated_seconds": None,
     }
+    if due:
+        later = ["the clusters that serve as classes are not found yet"]
+        steps = [step("cluster", due, {"images": len(source)}), step("score", later, {"images": len(source)})]
+        return {**facts, "steps": steps}
     steps = []
     if chosen == choices.TRAIN_SCORER:
         scorer = score_pipeline.plan_scorer(request, source, codec, size)

@@ -28,6 +28,7 @@ def score(
     scorer_steps: options.ScorerSteps = None,
     objective: options.Objective = None,
     class_map: options.ClassMap = None,
+    labels: options.Labels = "source",
     codec: options.Codec = None,
     size: options.Size = None,
     estimator: options.Estimator = "stratified",
@@ -39,6 +40,9 @@ def score(
     gpus: options.Gpus = 1,
     threads: options.Threads = 4,
     part: options.ArrayPart = None,
+    duplicates: options.Duplicates = "report",
+    keep: options.Keep = "first",
+    held_out: options.HeldOut = None,
     max_bad: options.MaxBad = None,
     retry_bad: options.RetryBad = False,
     price: options.Price = None,
@@ -51,7 +55,7 @@ def score(
     """Judge how hard each image is for a diffusion model.
 
     In: images in class folders (or Parquet, or tar). Out: in the workspace, a score for every image with its standard
-    error, and bad_files.parquet with what could not be read and why.
+    error, bad_files.parquet with what could not be read and why, and duplicates.parquet with what is there twice.
 
     A finished scoring is not repeated; an interrupted one goes on where it stopped.
     """
@@ -60,6 +64,8 @@ def score(
     from d2c.score_pipeline import score as run
     from d2c.scoring import Share
 
+    if "keep" in output.typed and duplicates != "drop":
+        raise UsageError("--keep says which duplicates stay when others go", hint="add --duplicates drop")
     _check_scorer_to_train(scorer, scorer_model, codec, size)
     request = ScoreRequest(
         source=source,
@@ -67,6 +73,7 @@ def score(
         scorer=scorer,
         objective=objective,
         class_map=class_map,
+        labels=labels,
         codec=codec,
         size=size,
         estimator=estimator,
@@ -81,6 +88,9 @@ def score(
         threads=threads,
         target_rank_corr=target_rank_corr,
         share=_share(part),
+        duplicates=duplicates,
+        keep=keep,
+        held_out=held_out,
         max_bad=max_bad,
         retry_bad=retry_bad,
         overwrite=overwrite,
@@ -103,6 +113,8 @@ def score(
             "images": summary["images"],
             "bad_files": summary["bad_files"],
             "classes": len(summary["classes"]),
+            "duplicates": summary["duplicates"],
+            "leaks": summary["leaks"],
             "codec": summary["codec"]["name"],
             "size": summary["size"],
             "scorer": Workspace(workspace).recall(summary["scorer"]["spec"]),

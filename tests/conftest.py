@@ -22,6 +22,7 @@ from formats.files import write_json
 for name in [name for name in os.environ if name.startswith("D2C_") and name != "D2C_TEST_DATA"]:
     del os.environ[name]
 
+pytest_plugins = ["s3_server"]
 CLASSES = {"cat": 40, "dog": 30, "sea lion": 25}
 SIDE = 8
 

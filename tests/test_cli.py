@@ -60,6 +60,8 @@ class Asked:
             "images": 12,
             "bad_files": 1,
             "classes": [{}, {}],
+            "duplicates": None,
+            "leaks": None,
             "codec": {"name": "rgb"},
             "size": 8,
             "scorer": {"spec": "runs/scorer"},

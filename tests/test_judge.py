@@ -11,6 +11,7 @@ import torch
 from d2c import judge
 from d2c.errors import D2CError
 from d2c.generator import balanced_labels, grid, sample_seeds
+from d2c.labelling import reopen
 from d2c.progress import Silent
 from d2c.sources import open_source
 from d2c.workspace import Workspace
@@ -36,7 +37,7 @@ def test_too_few_images_for_a_classifier_is_a_clear_error(
     monkeypatch.setattr(judge, "IMAGES", images)
     here = Workspace(workspace)
     with pytest.raises(D2CError, match=rf"{images} images in(.|\n)*--inception"):
-        judge.open_space(here, judge.scored_source(here), 8, None, torch.device("cpu"), Silent())
+        judge.open_space(here, reopen(here), 8, None, torch.device("cpu"), Silent())
 
 
 def test_a_draw_is_random_sorted_and_repeatable() -> None:

@@ -6,7 +6,6 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +20,14 @@ from formats.errors import IntegrityError
 from formats.files import read_json
 from formats.hashing import sha256_file
 
-moto_server = pytest.importorskip(
-    "moto.server", reason="the S3 server of these tests is moto's: pip install moto[s3,server]"
-)
 s3fs = pytest.importorskip("s3fs", reason="s3:// needs s3fs: pip install 'd2c-toolkit[s3]'")
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """An empty bucket that only this test uses; the environment is the only configuration."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "somebody",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": str(tmp_path / "none"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    name = f"bucket-{abs(hash(tmp_path)) % 10**12}"
-    s3().mkdir(name)
-    return name
+def bucket(store: Any) -> str:
+    """An empty bucket."""
+    return "pets"
 
 
 @functools.cache

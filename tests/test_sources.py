@@ -49,7 +49,7 @@ def labelled(source: Source) -> dict[str, str]:
 def test_folder_of_class_folders(tmp_path: Path) -> None:
     source = open_source(two_classes(tmp_path / "pets"))
     assert source.kind == "folder"
-    assert source.path == tmp_path / "pets"
+    assert source.location == str(tmp_path / "pets")
     assert labelled(source) == {f"{c}/{i}.png": c for c in ("cat", "dog") for i in range(3)}
     assert names(source) == ["cat", "dog"]
     assert not source.bad

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,44 +12,16 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import pack_request
 
+from d2c import pipeline, scoring
 from d2c.errors import D2CError, UsageError
 from d2c.images import BadImage
 from d2c.sources import open_source
+from formats import open_artifact
 
-moto_server = pytest.importorskip("moto.server", reason="the S3 server of these tests is moto's: pip install moto[s3]")
 s3fs = pytest.importorskip("s3fs", reason="s3:// needs s3fs: pip install 'd2c-toolkit[s3]'")
 IMAGES = [os.urandom(20_000) for _ in range(12)]
-
-
-@pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def store(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """A file system with one empty bucket, ``pets``; the environment is the only configuration."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "somebody",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": str(tmp_path / "none"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
-    with urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset", method="POST")):
-        fs.mkdir("pets")
-    return fs
 
 
 @pytest.fixture
@@ -183,3 +153,28 @@ def test_any_store_of_fsspec(tmp_path: Path) -> None:
     (tmp_path / "a b").mkdir()
     pq.write_table(table(IMAGES[:2], [0, 1]), tmp_path / "a b/x.parquet")
     assert open_source(f"file://{tmp_path}/a b").read(1) == IMAGES[1]
+
+
+def test_images_in_a_store_are_scored_attached_and_packed_in_place(
+    tmp_path: Path, store: Any, image_folder: Path, scorer: Path
+) -> None:
+    files = sorted(image_folder.rglob("*.png"))
+    with store.open("pets/data/train.parquet", "wb") as stream:
+        images = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+        names = [file.parent.name for file in files]
+        pq.write_table(pa.table({"image": images, "label": names}), stream)
+    workspace = tmp_path / "workspace"
+    config = scoring.ScoringConfig(
+        source="s3://pets/data", workspace=workspace, scorer=str(scorer), codec="rgb", size=8, evals=2, device="cpu"
+    )
+    result = scoring.run(scoring.plan(config))
+    source = result.record.summary["source"]
+    assert (source["path"], source["name"], source["labels"]) == ("s3://pets/data", "data", "source")
+    pipeline.pack(pack_request(workspace, tmp_path / "shards", per_class=4))
+    assert open_artifact(tmp_path / "shards").manifest["source"]["name"] == "data"
+
+
+def test_a_password_in_a_url_is_refused() -> None:
+    with pytest.raises(UsageError, match="must not keep") as caught:
+        open_source("https://me:secret@example.invalid/train.parquet")
+    assert "secret" not in str(caught.value)

@@ -21,6 +21,34 @@ _PART = 1 << 26
 _MOST_PARTS = 10_000
 
 
+def connect(url: str, scheme: str) -> tuple[Any, str]:
+    """The file system behind ``url``, and the place in it that the URL names.
+
+    Raises:
+        UsageError: the scheme is unknown.
+        D2CError: the package that reaches such a store is not installed.
+    """
+    import fsspec
+
+    options = {"skip_instance_cache": True, "use_listings_cache": False}
+    try:
+        fs, root = fsspec.core.url_to_fs(url.rstrip("/"), **options)
+    except ImportError as error:
+        install = 'pip install "d2c-toolkit[s3]"' if scheme in ("s3", "s3a") else str(error)
+        raise D2CError(f"{scheme}:// needs a package that is not installed", where=shown(url), hint=install) from error
+    except ValueError as error:
+        known = ["s3", "hf", "file", *fsspec.available_protocols()]
+        close = difflib.get_close_matches(scheme.lower(), known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}://?" if close else None
+        raise UsageError(
+            "this URL cannot be opened", found=shown(url), expected="s3://, hf:// or a path", hint=hint
+        ) from error
+    except Exception as error:
+        # Some stores, such as ftp, connect as soon as they are named.
+        raise store_error(error, shown(url)) from error
+    return fs, root
+
+
 class ObjectStore:
     """Files below a prefix.
 
@@ -32,29 +60,10 @@ class ObjectStore:
     revision = None
 
     def __init__(self, url: str, scheme: str) -> None:
-        import fsspec
-
         self.url = shown(url).rstrip("/")
         self._s3, self._http = scheme in ("s3", "s3a"), scheme in ("http", "https")
         self._tags: dict[str, str] = {}
-        options = {"skip_instance_cache": True, "use_listings_cache": False}
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(url.rstrip("/"), **options)
-        except ImportError as error:
-            install = 'pip install "d2c-toolkit[s3]"' if self._s3 else str(error)
-            raise D2CError(
-                f"{scheme}:// needs a package that is not installed", where=self.url, hint=install
-            ) from error
-        except ValueError as error:
-            known = ["s3", "hf", "file", *fsspec.available_protocols()]
-            close = difflib.get_close_matches(scheme.lower(), known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}://?" if close else None
-            raise UsageError(
-                "this URL cannot be opened", found=self.url, expected="s3://, hf:// or a path", hint=hint
-            ) from error
-        except Exception as error:
-            # Some stores, such as ftp, connect as soon as they are named.
-            raise _store_error(error, self.url) from error
+        self._fs, self._root = connect(url, scheme)
 
     def files(self) -> dict[str, int]:
         found = {}
@@ -158,7 +167,7 @@ class ObjectStore:
         try:
             yield
         except Exception as error:
-            raise _store_error(error, where) from error
+            raise store_error(error, where) from error
 
 
 async def _taken(read: Callable[[int], Awaitable[bytes]], skip: int, size: int) -> bytes:
@@ -191,7 +200,7 @@ def _past_the_end(error: Exception) -> bool:
     return getattr(error, "status", None) == 416 or answer.get("Error", {}).get("Code") in ("InvalidRange", "416")
 
 
-def _store_error(error: Exception, where: str) -> FormatError:
+def store_error(error: Exception, where: str) -> FormatError:
     """What a store's own error means. S3's travels as the cause of the one that s3fs raises."""
     if known := known_inside(error):
         return known

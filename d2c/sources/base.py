@@ -89,11 +89,6 @@ class Source:
         return self.location.rstrip("/").rpartition("/")[2]
 
     @property
-    def path(self) -> Path:
-        """The location of a local source."""
-        return Path(self.location)
-
-    @property
     def is_imagenet(self) -> bool:
         """Every class is one of ImageNet-1k's 1,000 synsets."""
         return self.imagenet_ids is not None

@@ -10,6 +10,7 @@ from typing import get_args
 from d2c.errors import D2CError, UsageError
 from d2c.images import IMAGE_SUFFIXES
 from d2c.progress import Progress, Silent
+from d2c.remotes.base import shown
 from d2c.sources.base import Labels, Source, some
 from d2c.sources.folder import open_folder
 from d2c.sources.parquet import open_parquet
@@ -56,6 +57,12 @@ def open_source(location: str | Path, progress: Progress | None = None, *, label
 
 
 def _open_url(url: str, labels: Labels) -> Source:
+    if shown(url) != url:
+        raise UsageError(
+            "this URL holds a name or password, which every later stage would need and the workspace must not keep",
+            found=shown(url),
+            hint="give them as the store's own configuration or environment variables do",
+        )
     files = {name: file for name, file in remote_files(url).items() if file.name.lower().endswith(".parquet")}
     folders = sorted({name.rpartition("/")[0] for name in files})
     if "" not in folders and len(folders) != 1:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from d2c.errors import D2CError
-from d2c.remotes.objects import ObjectStore, _store_error
+from d2c.remotes.objects import connect, store_error
 from d2c.sources.base import file_stamp
 from formats.errors import FormatError
 
@@ -101,8 +101,8 @@ def remote_files(url: str) -> dict[str, DataFile]:
     """
     scheme = url_scheme(url)
     assert scheme is not None
-    store = ObjectStore(url, scheme)
-    fs, root = store._fs, store._root.rstrip("/")
+    fs, root = connect(url, scheme)
+    root = root.rstrip("/")
     with told(url):
         # A web server that is asked what lies below a file sends the file.
         found = {} if root.endswith(".parquet") and fs.isfile(root) else fs.find(root, maxdepth=2, detail=True)
@@ -139,4 +139,4 @@ def told(where: str) -> Iterator[None]:
     except FormatError:
         raise
     except Exception as error:
-        raise _store_error(error, where) from error
+        raise store_error(error, where) from error

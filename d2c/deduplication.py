@@ -1,0 +1,132 @@
+"""Duplicates among scored images, and between them and a held-out source: found, noted, and dropped where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from d2c import batches, duplicates
+from d2c.duplicates import KEEP, Keep, Read
+from d2c.errors import UsageError
+from d2c.progress import Progress
+from d2c.score_table import Merged
+from d2c.sources import Source
+from formats.files import write_table
+
+Duplicates: TypeAlias = Literal["report", "drop", "off"]
+"""What becomes of duplicates: they are listed, or all but one of each group are dropped too, or nobody looks."""
+DUPLICATES, LEAKS = "duplicates.parquet", "leaks.parquet"
+_BATCH = 256
+
+
+def check(what: Duplicates, keep: Keep) -> None:
+    """Refuse choices that there are not.
+
+    Raises:
+        UsageError: this is one.
+    """
+    if what not in get_args(Duplicates):
+        raise UsageError(
+            "nobody knows what to do with duplicates", found=what, expected=", ".join(get_args(Duplicates))
+        )
+    if keep not in KEEP:
+        raise UsageError("unknown rule for keeping duplicates", found=keep, expected=", ".join(KEEP))
+
+
+@dataclass(frozen=True)
+class Deduplication:
+    """What to do with duplicates; ``held_out`` images are looked for among the scored ones."""
+
+    duplicates: Duplicates
+    keep: Keep
+    size: int
+    threads: int
+
+    def run(
+        self, merged: Merged, source: Source, held_out: Source | None, folder: Path, progress: Progress
+    ) -> tuple[Merged, dict[str, Any]]:
+        """Write ``duplicates.parquet`` and ``leaks.parquet`` (empty where not looked for) to ``folder``.
+
+        Returns:
+            What stays, and the summary: ``duplicates`` (groups, images, removed, conflicts, examples, skipped), None
+            where nobody looked, and ``leaks``, None without a held-out source.
+        """
+        found_in_source: dict[str, Any] | None = None
+        listed, leaks = _NO_DUPLICATES, None
+        if self.duplicates != "off" or held_out is not None:
+            prints, places = merged.prints, _places(source, merged.scores["key"])
+            theirs = None
+            if held_out is not None:
+                theirs, rows = self._describe(held_out, progress)
+                prints = pa.concat_tables([prints, theirs.select(prints.column_names)])
+                places = np.concatenate([places, rows])
+            found = duplicates.find(prints, self._reader(source, held_out, merged.scores.num_rows, places))
+            if found.skipped:
+                progress.warn(f"{found.skipped:,} comparisons of very similar images were left out: some may be missed")
+            if self.duplicates != "off":
+                listed, found_in_source = duplicates.resolve(merged.scores, found, self.keep)
+            if theirs is not None:
+                leaks = duplicates.leaks(merged.scores["key"], theirs["key"], found)
+        write_table(folder / DUPLICATES, listed)
+        write_table(folder / LEAKS, _NO_LEAKS if leaks is None else leaks)
+        if self.duplicates == "drop":
+            gone = listed.filter(pc.invert(listed["kept"]))["key"]
+            merged = merged.without(pc.is_in(merged.scores["key"], value_set=gone.combine_chunks()).to_numpy())
+        return merged, {
+            "duplicates": None if found_in_source is None else {"then": self.duplicates, **found_in_source},
+            "leaks": None if leaks is None else leaks.num_rows,
+        }
+
+    def _describe(self, held_out: Source, progress: Progress) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+        """key, pixels_xxh3 and phash of the readable images of a held-out source, and their indices in it."""
+        keys, pixels, hashed, rows = [], [], [], [np.empty(0, np.int64)]
+        with progress.bar("held-out", len(held_out), "image") as bar:
+            for batch in batches.load(held_out, range(len(held_out)), self.size, batch=_BATCH, threads=self.threads):
+                prints = duplicates.fingerprints(batch.pixels)
+                keys += [held_out.keys[index] for index in batch.indices]
+                pixels += prints[0]
+                hashed += prints[1]
+                rows.append(batch.indices)
+                bar.advance(len(batch) + len(batch.bad))
+        if not keys:
+            raise UsageError("no held-out image can be read", where=held_out.location)
+        columns = {"key": keys, "pixels_xxh3": pixels, "phash": pa.array(hashed, pa.binary())}
+        return pa.table(columns), np.concatenate(rows)
+
+    def _reader(self, source: Source, held_out: Source | None, ours: int, places: npt.NDArray[np.int64]) -> Read:
+        def read(rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.uint8]]:
+            for where, chosen in ((source, rows[rows < ours]), (held_out, rows[rows >= ours])):
+                if where is not None:
+                    wanted = places[chosen].tolist()
+                    for batch in batches.load(where, wanted, self.size, batch=_BATCH, threads=self.threads):
+                        yield batch.pixels
+
+        return read
+
+
+def _places(source: Source, keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return np.asarray(pc.index_in(keys, value_set=pa.array(source.keys)).to_numpy(), dtype=np.int64)
+
+
+_NO_DUPLICATES = pa.schema(
+    [
+        ("group", pa.int32()),
+        ("key", pa.string()),
+        ("label", pa.int32()),
+        ("kind", pa.string()),
+        ("distance", pa.float32()),
+        ("twin", pa.string()),
+        ("kept", pa.bool_()),
+        ("conflict", pa.bool_()),
+    ]
+).empty_table()
+_NO_LEAKS = pa.schema(
+    [("key", pa.string()), ("held_out_key", pa.string()), ("kind", pa.string()), ("distance", pa.float32())]
+).empty_table()
