@@ -15,20 +15,15 @@ import torch
 from d2c import picks as picked
 from d2c import runtime
 from d2c.config import execution
-from d2c.labelling import reopen
-from d2c.latents import open_codec
+from d2c.encoding import is_scorer, open_for_scores, public_name, slug, weights_stamp
 from d2c.parts import Part, ToDo, require_all, split, work
-from d2c.picks import class_indices
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
-from d2c.scorers import load_denoiser
-from d2c.sources import Source
 from d2c.text import TextEncoder, open_text, prompts
 from d2c.tokens import PART, save_array
-from d2c.vision import VisionEncoder, open_vision
-from d2c.workspace import Record, Stage, Workspace
+from d2c.workspace import Stage, Workspace
 from formats.files import read_json, write_json
-from formats.hashing import xxh3, xxh3_json, xxh3_lines
+from formats.hashing import xxh3
 
 TEXT_TEMPLATE = "a photo of a {class}"
 """The paper's prompt (section 3.3)."""
@@ -64,7 +59,7 @@ class AttachmentConfig:
         """What decides the vision tokens."""
         asked = {"vision": self.vision, "grid": self.grid, "batch_size": self.batch_size, "precision": self.precision}
         # Only the scorer is shown noisy images.
-        return {**asked, "seed": self.seed} if _is_scorer(self.vision) else asked
+        return {**asked, "seed": self.seed} if is_scorer(self.vision) else asked
 
 
 @dataclass(frozen=True)
@@ -97,12 +92,6 @@ class _Job:
     progress: Progress
 
 
-def slug(encoder: str, asked: dict[str, Any]) -> str:
-    """A folder name for an encoder: readable, and different for different settings."""
-    readable = "".join(c if c.isalnum() else "-" for c in encoder.rsplit("/", maxsplit=1)[-1].lower())[:24].strip("-")
-    return f"{readable}-{xxh3_json(asked)[:6]}"
-
-
 def plan(config: AttachmentConfig) -> Plan:
     """Find the selection and name the attachments.
 
@@ -117,8 +106,8 @@ def plan(config: AttachmentConfig) -> Plan:
     )
     names = xxh3(repr([(c["id"], c["name"]) for c in scores.summary["classes"]]).encode())
     inputs = {
-        "text": {"classes": names, "weights": _stamp(config.text)},
-        "vision": {"selection": chosen.digest, "scores": scores.digest, "weights": _stamp(config.vision)},
+        "text": {"classes": names, "weights": weights_stamp(config.text)},
+        "vision": {"selection": chosen.digest, "scores": scores.digest, "weights": weights_stamp(config.vision)},
     }
     text = workspace.text(slug(config.text, config.text_identity())) if config.text else None
     vision = (
@@ -144,27 +133,6 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
     return Result(
         text=plan.text.path.name if plan.text else None, vision=plan.vision.path.name if plan.vision else None
     )
-
-
-def _is_scorer(vision: str | None) -> bool:
-    return vision is not None and vision.partition(":")[0] == "scorer"
-
-
-def _public(encoder: str) -> str:
-    """The encoder's name as it goes into artifacts: without the place of its weights on this machine."""
-    family, *parts = encoder.split(":")
-    return ":".join([family, *(part for part in parts if not Path(part).expanduser().exists())])
-
-
-def _stamp(encoder: str | None) -> str:
-    """Changes when a weights file or folder that an encoder's name points to does; empty for what the hub keeps."""
-    # The first word names the family, even where a folder of that name lies about.
-    paths = [Path(part).expanduser() for part in (encoder or "").split(":")[1:] if part]
-    files = [
-        file for path in paths if path.exists() for file in ([path] if path.is_file() else sorted(path.rglob("*")))
-    ]
-    stamps = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
-    return xxh3_lines(stamps) if stamps else ""
 
 
 def _reasons(config: AttachmentConfig, stage: Stage | None, asked: dict[str, Any], inputs: dict[str, str]) -> list[str]:
@@ -207,31 +175,13 @@ def _attach_text(plan: Plan, stage: Stage | None) -> None:
         stage.finish(["text_embeds.npy", "text_mask.npy", "prompts.json"], summary, device=device.type)
 
 
-def _open_encoder(
-    config: AttachmentConfig, workspace: Workspace, scores: Record, source: Source, device: torch.device
-) -> tuple[VisionEncoder, np.ndarray[Any, np.dtype[np.int64]]]:
-    """The encoder, and the class index that it wants for each class of the source."""
-    assert config.vision is not None
-    own = np.arange(len(source.classes), dtype=np.int64)
-    if not _is_scorer(config.vision):
-        return open_vision(config.vision, config.grid, device), own
-    denoiser = load_denoiser(
-        workspace.recall(scores.summary["scorer"]["spec"]), device=device, objective=scores.config["objective"]
-    )
-    codec = open_codec(scores.config["codec"], scores.config["size"], device)
-    encoder = open_vision(config.vision, config.grid, device, scorer=denoiser, codec=codec, seed=config.seed)
-    known = scores.summary["scorer"].get("classes")
-    return encoder, class_indices(source, denoiser) if known is None else np.array(known, dtype=np.int64)
-
-
 def _encode_parts(ranks: Ranks, job: _Job) -> None:
     config, workspace = job.config, Workspace(job.config.workspace)
     scores = workspace.scores.require("d2c score DIR")
     device = runtime.resolve_device(config.device)
     with runtime.one_thread(device):
-        source = reopen(workspace)
         picks = picked.load(workspace, config.selection)
-        encoder, classes = _open_encoder(config, workspace, scores, source, device)
+        source, encoder, classes = open_for_scores(str(config.vision), config.grid, workspace, device, config.seed)
         labels = classes[picks.table["label"].to_numpy()]
         if ranks.main:
             # Every rank would write the same; the first does.
@@ -251,6 +201,6 @@ def _encode_parts(ranks: Ranks, job: _Job) -> None:
 
 def _finish_vision(job: _Job, device: torch.device) -> None:
     require_all(job.parts)
-    summary = {**read_json(job.stage.path / "encoder.json"), "spec": _public(str(job.config.vision))}
+    summary = {**read_json(job.stage.path / "encoder.json"), "spec": public_name(str(job.config.vision))}
     outputs = [str(part.path.relative_to(job.stage.path)) for part in job.parts]
     job.stage.finish([*outputs, "encoder.json"], summary, device=device.type)

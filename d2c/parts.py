@@ -62,11 +62,12 @@ def work(
     stage: Stage,
     progress: Progress,
     label: str,
+    unit: str = "image",
 ) -> None:
-    """Make this rank's share of the parts. ``make`` writes the part's file and advances the bar by images."""
+    """Make this rank's share of the parts. ``make`` writes the part's file and advances the bar by ``unit``s."""
     # Only the first rank shows progress, and counts its own pace for everybody's.
     shown = progress if ranks.main else Silent()
-    with shown.bar(label, todo.total, "image", done=todo.done) as bar:
+    with shown.bar(label, todo.total, unit, done=todo.done) as bar:
         for part in todo.parts[ranks.rank :: ranks.world]:
             start = time.perf_counter()
             make(part, bar)

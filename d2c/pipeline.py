@@ -3,18 +3,93 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from d2c import attachment, packing, runtime, selection
+from d2c import attachment, embedding, packing, runtime, selection
 from d2c.choices import SMALL
+from d2c.embedding import EmbeddingConfig
 from d2c.errors import UsageError
 from d2c.labelling import OWN
 from d2c.progress import Progress, Silent
-from d2c.selection import Method, SelectionConfig
+from d2c.selection import SelectionConfig
+from d2c.selectors import METHODS
 from d2c.steps import Step, run_step
 from d2c.tokens import TokenCodec
 from d2c.workspace import Workspace
 from formats.schema import Container
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectRequest:
+    """What a user asks of `select`. Several budgets of one kind make selections that lie inside each other."""
+
+    workspace: Path
+    method: str = "interval"
+    ratio: tuple[float, ...] = ()
+    per_class: tuple[int, ...] = ()
+    total: tuple[int, ...] = ()
+    balance: str = "equal"
+    spread: bool = False
+    interval: int | None = None
+    easiest: float | None = None
+    score: str = "score"
+    features: str | None = None
+    """Encoder, or a Parquet of features; None takes the scorer where the method looks at images."""
+    seed: int = 0
+    device: str = "auto"
+    gpus: int = 1
+    threads: int = 4
+    overwrite: bool = False
+
+    @property
+    def encoder(self) -> str | None:
+        """What the features come from; None where none are needed."""
+        return self.features or ("scorer" if self.method in METHODS and METHODS[self.method].features else None)
+
+    @property
+    def embedding(self) -> EmbeddingConfig | None:
+        """The stage that computes the features."""
+        if self.encoder is None:
+            return None
+        return EmbeddingConfig(
+            workspace=self.workspace,
+            encoder=self.encoder,
+            device=self.device,
+            gpus=self.gpus,
+            threads=self.threads,
+        )
+
+    def configs(self, features: str | None) -> list[SelectionConfig]:
+        """One config a budget, ascending; ``features`` is the folder of the computed ones."""
+        given = {"ratio": self.ratio, "per_class": self.per_class, "total": self.total}
+        kinds = [(kind, sorted(set(budgets))) for kind, budgets in given.items() if budgets]
+        if len(kinds) != 1:
+            raise UsageError(
+                "a selection needs one kind of budget",
+                found=" and ".join(kind for kind, _ in kinds) or "none",
+                expected="--ratio R, --per-class N or --total N",
+            )
+        kind, budgets = kinds[0]
+        return [
+            SelectionConfig(
+                workspace=self.workspace,
+                method=self.method,
+                inside=tuple(budgets[:place]),
+                balance=self.balance,
+                spread=self.spread,
+                interval=self.interval,
+                easiest=self.easiest,
+                score=self.score,
+                features=features,
+                seed=self.seed,
+                gpus=self.gpus,
+                overwrite=self.overwrite,
+                **dict[str, Any]({kind: budget}),
+            )
+            for place, budget in enumerate(budgets)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +98,11 @@ class PackRequest:
 
     workspace: Path
     out: Path
-    method: Method | None = None
+    method: str | None = None
     ratio: float | None = None
     per_class: int | None = None
     interval: int | None = None
+    features: str | None = None
     text: str | None = None
     vision: str | None = None
     grid: int | None = None
@@ -41,13 +117,42 @@ class PackRequest:
     threads: int = 4
     overwrite: bool = False
 
+    @property
+    def selection(self) -> SelectRequest:
+        """The selection that a budget asks for."""
+        return SelectRequest(
+            workspace=self.workspace,
+            method=self.method or "interval",
+            ratio=() if self.ratio is None else (self.ratio,),
+            per_class=() if self.per_class is None else (self.per_class,),
+            interval=self.interval,
+            features=self.features,
+            seed=self.seed,
+            device=self.device,
+            gpus=self.gpus,
+            threads=self.threads,
+        )
 
-def select(config: SelectionConfig, progress: Progress | None = None) -> tuple[selection.Selection, Step]:
-    """Select, unless this very selection is there."""
-    progress = progress or Silent()
-    plan = selection.plan(config)
-    result, step = run_step("select", plan.reasons, lambda: selection.run(plan, progress), progress)
-    return result, step.telling({"selection": config.name, "images": result.table.num_rows})
+
+def select(
+    request: SelectRequest, progress: Progress | None = None
+) -> tuple[list[tuple[selection.Plan, selection.Selection]], list[Step]]:
+    """Compute the features that the method needs, then select, whatever of it is not there yet."""
+    progress, steps, features = progress or Silent(), list[Step](), None
+    # Refuses what cannot be meant before images are read.
+    request.configs(None)
+    if request.embedding is not None:
+        embed = embedding.plan(request.embedding)
+        found, step = run_step("embed", embed.reasons, lambda: embedding.run(embed, progress), progress)
+        features = found.name
+        steps.append(step.telling({"features": features, "images": embed.images}))
+    results = []
+    for config in request.configs(features):
+        plan = selection.plan(config)
+        result, step = run_step("select", plan.reasons, partial(selection.run, plan, progress), progress)
+        steps.append(step.telling({"selection": config.name, "images": result.table.num_rows}))
+        results.append((plan, result))
+    return results, steps
 
 
 def current_selection(workspace: Path) -> str:
@@ -114,23 +219,14 @@ def attach(
 def pack(request: PackRequest, progress: Progress | None = None) -> tuple[packing.Result, list[Step]]:
     """Select, attach and pack: whatever is missing or stale, and nothing else."""
     progress = progress or Silent()
-    steps = []
+    steps: list[Step] = []
     if request.ratio is None and request.per_class is None:
         if request.method is not None or request.interval is not None:
             raise UsageError("--method and --interval need a budget", hint="add --ratio R or --per-class N")
         name = current_selection(request.workspace)
     else:
-        config = SelectionConfig(
-            workspace=request.workspace,
-            method=request.method or "interval",
-            ratio=request.ratio,
-            per_class=request.per_class,
-            interval=request.interval,
-            seed=request.seed,
-        )
-        chosen, step = select(config, progress)
-        name = chosen.name
-        steps.append(step)
+        made, steps = select(request.selection, progress)
+        name = made[-1][1].name
     attached, step = attach(request, name, progress, remember=False)
     steps.append(step)
     plan = packing.plan(packing_config(request, name, attached))

@@ -1,9 +1,9 @@
 """The directory where stages meet. A stage's record is written last: no record, not finished.
 
-Layout: ``clusters/  scorer/<digest>/{shards,run}  pilot/  scores/  selection/<name>/  attachments/text/<encoder>/
-attachments/<selection>/<encoder>/  judge/  reference/<space>/``. Each stage's folder holds ``stage.json`` (its
-record), ``begun.json`` (what an unfinished run was asked for), ``cost.jsonl`` (seconds of work, a line a part) and its
-own files.
+Layout: ``clusters/  scorer/<digest>/{shards,run}  pilot/  scores/  features/<encoder>/  selection/<name>/
+attachments/text/<encoder>/  attachments/<selection>/<encoder>/  judge/  reference/<space>/``. Each stage's folder holds
+``stage.json`` (its record), ``begun.json`` (what an unfinished run was asked for), ``cost.jsonl`` (seconds of work, a
+line a part) and its own files.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from formats.lock import WriterLock
 RECORD, BEGUN, COST = "stage.json", "begun.json", "cost.jsonl"
 SCORES, BAD_FILES, CLASSES = "scores.parquet", "bad_files.parquet", "classes.json"
 SELECTION = "selection.parquet"
+FEATURES = "features.npy"
 _HERE = "workspace:"
 
 
@@ -234,6 +235,10 @@ class Workspace:
     def pilot(self) -> Stage:
         """How many evaluations a wanted rank correlation takes, tried on a few images."""
         return Stage(self.path / "pilot", "pilot", 1)
+
+    def features(self, name: str) -> Stage:
+        """One feature vector per scored image."""
+        return Stage(self.path / "features" / name, "features", 1)
 
     def selection(self, name: str) -> Stage:
         return Stage(self.path / "selection" / name, "selection", 1)

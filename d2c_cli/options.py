@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from d2c_cli import config_file
-from d2c_cli.values import count, finite, folder, option, whole
+from d2c_cli.values import at_least, count, finite, folder, option, several, whole
 
 WORKSPACE = Path("d2c-workspace")
 SHARDS = Path("shards")
@@ -182,16 +182,52 @@ Ratio = Annotated[
     option("--ratio", "SHARE", "Budget as a share of all images, spread equally over the classes."),
 ]
 PerClass = Annotated[int | None, count("--per-class", "IMAGES", "Budget as images per class.")]
-Method = Annotated[
-    Literal["interval", "random"],
-    option("--method", "interval|random", "interval: evenly over the difficulty ranks; random: the baseline."),
-]
-PackMethod = Annotated[
-    Literal["interval", "random"] | None,
+Ratios = Annotated[
+    Any,
     option(
-        "--method",
-        "interval|random",
-        "interval: evenly over the difficulty ranks; random: the baseline.  [default: interval]",
+        "--ratio",
+        "SHARE[,SHARE...]",
+        "Budget as a share of all images; of several, each smaller selection lies inside the larger.",
+        parser=several(finite),
+    ),
+]
+PerClasses = Annotated[
+    Any, option("--per-class", "IMAGES[,...]", "Budget as images per class.", parser=several(at_least(1)))
+]
+Totals = Annotated[Any, option("--total", "IMAGES[,...]", "Budget as images in all.", parser=several(at_least(1)))]
+_METHODS = (
+    "interval (the paper's rule), random, random-window, min, max, medium; looking at images: herding, k-center, "
+    "facility-location, moments, kernel, ot, match; or your own PACKAGE.MODULE:FUNCTION."
+)
+Method = Annotated[str, option("--method", "METHOD", _METHODS)]
+PackMethod = Annotated[
+    str | None, option("--method", "METHOD", "How to select; see `d2c select`.  [default: interval]")
+]
+Balance = Annotated[
+    str,
+    option("--balance", "equal|proportional|sqrt|min:N", "How classes of different sizes share the budget."),
+]
+Spread = Annotated[bool, option("--spread", None, "Let other classes give what small ones lack.")]
+Easiest = Annotated[
+    float | None,
+    option("--easiest", "SHARE", "Pick only among this share of each class with the lowest scores.", parser=finite),
+]
+Score = Annotated[
+    str,
+    option(
+        "--score",
+        "COLUMN",
+        "What difficulty is: score, a noise band (score_low_noise, score_mid_noise, score_high_noise), another reading "
+        "of the same error (score_eps, score_velocity), or gradient, which needs no model.",
+    ),
+]
+Features = Annotated[
+    str | None,
+    option(
+        "--features",
+        "ENCODER",
+        "Where methods that look at images get features: scorer, an encoder as of `d2c attach --vision`, or a Parquet "
+        "file with a column key and one of lists.  [default: scorer]",
     ),
 ]
 Interval = Annotated[

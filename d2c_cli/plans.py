@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from d2c.workspace import Workspace
 
 if TYPE_CHECKING:
-    from d2c.pipeline import PackRequest
+    from d2c.pipeline import PackRequest, SelectRequest
     from d2c.sampling import SamplerConfig
     from d2c.score_pipeline import ScoreRequest
     from d2c.selection import Plan as SelectionPlan
@@ -89,13 +89,32 @@ def _workers(device: str, gpus: int) -> int:
     return min(gpus, os.cpu_count() or 1) if on_cpu else gpus
 
 
+def select(request: SelectRequest) -> list[Facts]:
+    """The features that would be computed, and each selection as far as that allows to know."""
+    from d2c import embedding, selection
+
+    steps, features, due = [], None, False
+    request.configs(None)
+    if request.embedding is not None:
+        embed = embedding.plan(request.embedding)
+        features, due = embed.stage.path.name, bool(embed.reasons)
+        steps.append(step("embed", embed.reasons, {"encoder": request.encoder, "images": embed.images}))
+    for config in request.configs(features):
+        if due:
+            images = int(selection.shares(config).given.sum())
+            steps.append(step("select", ["after embed"], {"selection": config.name, "images": images}))
+        else:
+            steps.append(selection_step(selection.plan(config)))
+    return steps
+
+
 def selection_step(plan: SelectionPlan) -> Facts:
     """What `select` would choose."""
     facts = {
         "selection": plan.config.name,
         "images": plan.images,
         "per_class": plan.per_class,
-        "classes": plan.classes,
+        "classes": len(plan.names),
         "classes_short_of_budget": len(plan.shortfalls),
     }
     return step("select", plan.reasons, facts)
@@ -115,17 +134,15 @@ def attachment_steps(request: PackRequest, name: str, *, overwrite: bool = False
 
 def pack(request: PackRequest) -> Facts:
     """Select, attach and pack, each as far as the stages before it allow to know."""
-    from d2c import attachment, packing, pipeline, selection
+    from d2c import attachment, packing, pipeline
 
-    steps = []
-    config = selection_config(request)
-    if config is None:
+    steps: list[Facts] = []
+    if request.ratio is None and request.per_class is None:
         name, images = pipeline.current_selection(request.workspace), None
     else:
-        chosen = selection.plan(config)
-        name, images = config.name, chosen.images
-        steps.append(selection_step(chosen))
-        if chosen.reasons:
+        steps = select(request.selection)
+        name, images = steps[-1]["facts"]["selection"], int(steps[-1]["facts"]["images"])
+        if steps[-1]["would_run"]:
             attachments = pipeline.attachment_config(request, name)
             wanted = {
                 "text": attachments.text,
@@ -156,22 +173,6 @@ def _latent_bytes(request: PackRequest) -> int:
     codec = Workspace(request.workspace).scores.require("d2c score DIR").summary["codec"]
     values = len(codec["moments"]) * int(codec["channels"]) * int(codec["size"]) ** 2
     return values * int(codec["dtype"][1:])
-
-
-def selection_config(request: PackRequest) -> Any:
-    """The selection that `pack` would make, or None where it takes the current one."""
-    from d2c.selection import SelectionConfig
-
-    if request.ratio is None and request.per_class is None:
-        return None
-    return SelectionConfig(
-        workspace=request.workspace,
-        method=request.method or "interval",
-        ratio=request.ratio,
-        per_class=request.per_class,
-        interval=request.interval,
-        seed=request.seed,
-    )
 
 
 def evaluations_per_image(sampler: SamplerConfig) -> int:

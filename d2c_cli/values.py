@@ -44,7 +44,18 @@ def finite(text: str | float) -> float:
     raise typer.BadParameter(f"{text!r} is not a number, such as 1.5.")
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def several(parse: Callable[[str], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    """A parser of one value or several with commas between, such as ``0.008,0.04``."""
+
+    def parse_all(text: Any) -> tuple[Any, ...]:
+        return tuple(parse(part.strip()) for part in str(text).split(","))
+
+    return parse_all
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A parser of whole numbers that are no smaller."""
+
     def parse(text: str) -> int:
         number = whole(text)
         if number < least:
@@ -85,7 +96,7 @@ def option(
 
 def count(name: str, metavar: str, text: str, *, least: int = 1) -> Any:
     """An option that takes a whole number of at least ``least``."""
-    return option(name, metavar, text, parser=_at_least(least))
+    return option(name, metavar, text, parser=at_least(least))
 
 
 def folder(name: str, text: str) -> Any:

@@ -18,10 +18,14 @@ from d2c.errors import D2CError, UsageError
 from d2c.images import center_crop, decode
 from d2c.latents import LatentSpec, open_codec
 from d2c.progress import Progress, Silent
-from d2c.selection import SelectionConfig
+from d2c.selection import Selection, SelectionConfig
 from d2c.vision import open_vision
 from d2c.workspace import Workspace
 from formats import FormatError, IntegrityError, open_artifact
+
+
+def chosen_by(workspace: Path, per_class: int) -> Selection:
+    return selection.run(selection.plan(SelectionConfig(workspace=workspace, per_class=per_class)))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -156,7 +160,7 @@ def test_packing_again_does_nothing_and_a_changed_option_only_what_depends_on_it
 
 
 def test_without_a_budget_the_current_selection_is_packed(workspace: Path, tmp_path: Path) -> None:
-    pipeline.select(SelectionConfig(workspace=workspace, per_class=2))
+    chosen_by(workspace, 2)
     result, _ = pipeline.pack(pack_request(workspace, tmp_path / "shards"))
     assert result.samples == 6
 
@@ -181,7 +185,7 @@ def own_images(tmp_path: Path, image_folder: Path, scorer: Path) -> dict[str, An
         source=folder, workspace=tmp_path / "ws", scorer=str(scorer), codec="rgb", size=8, evals=2, device="cpu"
     )
     scoring.run(scoring.plan(config))
-    chosen, _ = pipeline.select(SelectionConfig(workspace=tmp_path / "ws", per_class=3))
+    chosen = chosen_by(tmp_path / "ws", 3)
     return {"folder": folder, "workspace": tmp_path / "ws", "key": chosen.table["key"][4].as_py()}
 
 
@@ -232,7 +236,7 @@ def test_a_workspace_and_its_source_may_move(workspace: Path, tmp_path: Path, pa
 
 
 def test_an_attachment_that_was_damaged_in_the_workspace_is_not_packed(workspace: Path, tmp_path: Path) -> None:
-    chosen, _ = pipeline.select(SelectionConfig(workspace=workspace, per_class=4))
+    chosen = chosen_by(workspace, 4)
     request = pack_request(workspace, tmp_path / "shards")
     pipeline.attach(request, chosen.name)
     part = next((workspace / "attachments" / chosen.name).glob("*/parts/*.npy"))
@@ -260,7 +264,7 @@ def test_leaving_attachments_out_of_one_artifact_does_not_leave_them_out_of_the_
 
 
 def test_what_attach_attached_is_what_pack_packs(workspace: Path, tmp_path: Path) -> None:
-    chosen, _ = pipeline.select(SelectionConfig(workspace=workspace, per_class=4))
+    chosen = chosen_by(workspace, 4)
     pipeline.attach(pack_request(workspace, tmp_path / "x", vision="none"), chosen.name)
     pipeline.pack(pack_request(workspace, tmp_path / "shards"))
     encoders = open_artifact(tmp_path / "shards").manifest["encoders"]
@@ -270,7 +274,7 @@ def test_what_attach_attached_is_what_pack_packs(workspace: Path, tmp_path: Path
 
 def test_two_packs_into_one_workspace_do_not_mix(workspace: Path, tmp_path: Path) -> None:
     request = pack_request(workspace, tmp_path / "shards", per_class=4)
-    chosen, _ = pipeline.select(SelectionConfig(workspace=workspace, per_class=4))
+    chosen = chosen_by(workspace, 4)
     plan = attachment.plan(pipeline.attachment_config(request, chosen.name))
     assert plan.vision is not None
     with plan.vision.locked(), pytest.raises(FormatError, match="another process is writing here"):
@@ -300,7 +304,7 @@ def test_a_full_disk_is_said_and_loses_nothing(
 
 def test_plans_know_the_size(workspace: Path, tmp_path: Path) -> None:
     request = pack_request(workspace, tmp_path / "shards", per_class=4)
-    chosen, _ = pipeline.select(SelectionConfig(workspace=workspace, per_class=4))
+    chosen = chosen_by(workspace, 4)
     attached, _ = pipeline.attach(request, chosen.name)
     plan = packing.plan(pipeline.packing_config(request, chosen.name, attached))
     assert plan.contents.bytes == 12 * (3 * 8 * 8 + 16 * 96 + 16 * 2)

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from d2c import selection
 from d2c.errors import UsageError
-from d2c.selection import SelectionConfig, budget_per_class, interval_ranks, select
+from d2c.selection import SelectionConfig, class_quotas, select
+from d2c.selectors import METHODS
+from d2c.selectors.ranks import interval_ranks
 from formats.files import read_json, write_json
 
 
@@ -56,11 +58,48 @@ def test_ranks_are_distinct_inside_the_class_and_as_many_as_can_be(
     assert ranks.max() < size
 
 
-@given(st.permutations(list(range(60))), st.sampled_from(["interval", "random"]))
+@settings(max_examples=40, deadline=None)
+@given(st.permutations(list(range(60))), st.sampled_from(sorted(METHODS)))
 def test_the_order_of_the_rows_changes_nothing(order: list[int], method: str) -> None:
-    table = scores([20, 30, 10])
+    table, features = scores([20, 30, 10]), np.random.default_rng(1).normal(size=(60, 5)).astype(np.float32)
     asked = config(method=method, per_class=4)
-    assert select(table.take(order), asked, 3).equals(select(table, asked, 3))
+    shuffled = select(table.take(order), asked, 3, features[order])
+    assert shuffled.equals(select(table, asked, 3, features))
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.nested])
+def test_smaller_budgets_lie_inside_larger_ones(method: str) -> None:
+    table, features = scores([40, 25, 3]), np.random.default_rng(1).normal(size=(68, 5)).astype(np.float32)
+    found = [
+        set(select(table, config(method=method, total=budget, inside=inside), 3, features)["key"].to_pylist())
+        for budget, inside in ((6, ()), (15, (6,)), (40, (6, 15)))
+    ]
+    assert found[0] < found[1] < found[2]
+
+
+def test_only_the_easiest_are_picked_where_asked() -> None:
+    table = scores([100, 100])
+    picks = select(table, config(method="random", per_class=20, easiest=0.3), 2)
+    assert picks["class_rank"].to_numpy().max() < 30
+    # A class gives its budget even where the share is too small for it.
+    assert select(table, config(method="random", per_class=20, easiest=0.1), 2).num_rows == 40
+
+
+def test_another_score_ranks_otherwise(workspace: Path) -> None:
+    table = scores([50]).append_column("gradient", pa.array(np.arange(50.0)[::-1], pa.float32()))
+    picks = select(table, config(method="min", per_class=2, score="gradient"), 1)
+    assert picks["key"].to_pylist() == ["0/0049.png", "0/0048.png"]
+    assert picks["score"].to_pylist() == [0.0, 1.0]
+    with pytest.raises(UsageError, match="gradient"):
+        selection.run(selection.plan(SelectionConfig(workspace=workspace, per_class=2, score="gradients")))
+    result = selection.run(selection.plan(SelectionConfig(workspace=workspace, per_class=2, score="gradient")))
+    assert result.table.num_rows == 6
+
+
+def test_an_image_without_the_wanted_score_is_an_error() -> None:
+    table = scores([5]).append_column("score_low_noise", pa.array([0.1, np.nan, 0.2, 0.3, 0.4]))
+    with pytest.raises(UsageError, match="1 images have no score_low_noise"):
+        select(table, config(per_class=2, score="score_low_noise"), 1)
 
 
 def test_equal_scores_are_ordered_by_key() -> None:
@@ -104,9 +143,10 @@ def test_random_draws_differ_by_seed_and_are_unbiased_in_score() -> None:
 
 
 def test_a_ratio_is_shared_equally_by_the_classes() -> None:
-    assert budget_per_class(config(ratio=0.008), 1_281_167, 1000) == 10
-    assert budget_per_class(config(ratio=0.02), 50_000, 10) == 100
-    assert budget_per_class(config(ratio=0.0001), 1000, 10) == 1
+    imagenet = np.full(1000, 1281)
+    assert set(class_quotas(config(ratio=0.008), imagenet, 0.008).given.tolist()) == {10}
+    assert set(class_quotas(config(ratio=0.02), np.full(10, 5000), 0.02).given.tolist()) == {100}
+    assert set(class_quotas(config(ratio=0.0001), np.full(10, 100), 0.0001).given.tolist()) == {1}
 
 
 @pytest.mark.parametrize(
@@ -118,6 +158,14 @@ def test_a_ratio_is_shared_equally_by_the_classes() -> None:
         {"ratio": 1.5},
         {"per_class": 0},
         {"ratio": 0.1, "interval": 0},
+        {"total": 0},
+        {"ratio": 0.1, "total": 5},
+        {"ratio": 0.1, "easiest": 0.0},
+        {"ratio": 0.1, "method": "best"},
+        {"ratio": 0.1, "balance": "fair"},
+        {"per_class": 3, "balance": "sqrt"},
+        {"ratio": 0.2, "inside": (0.1,)},
+        {"ratio": 0.2, "inside": (0.1,), "method": "my.module:fn"},
     ],
 )
 def test_a_budget_that_makes_no_sense_is_a_usage_error(options: dict[str, float]) -> None:
@@ -143,4 +191,4 @@ def test_two_classes_of_one_name_are_two_classes(workspace: Path) -> None:
         row["name"] = "crane"
     write_json(workspace / "scores" / "stage.json", record)
     plan = selection.plan(SelectionConfig(workspace=workspace, ratio=12 / 95))
-    assert (plan.classes, plan.per_class, plan.images) == (3, 4, 12)
+    assert (len(plan.names), plan.per_class, plan.images) == (3, 4, 12)

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--codec", default="rgb")
     parser.add_argument("--per-class", type=int, default=50, help="images of each class")
     parser.add_argument("--ours", type=int, nargs="+", default=[2, 4, 8, 16])
-    parser.add_argument("--paper", type=int, nargs="+", default=[8, 16, 32, 64, 96])
+    parser.add_argument("--paper", type=int, nargs="+", default=[8, 16, 32, 64, 128, 192])
     parser.add_argument("--rounds", type=int, default=5, help="of the timing")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
@@ -65,7 +65,9 @@ def main() -> None:
         ours = {n: reliability(judge, loaded, "stratified", n) for n in options.ours}
         paper = {n: reliability(judge, loaded, "paper", n) for n in options.paper}
         needs = {name: needed(table) for name, table in (("ours", ours), ("paper", paper))}
-        speed = timing(judge, loaded, {name: round(n) for name, n in needs.items() if n}, options.rounds)
+        # Where Algorithm 2 does not get there, the most that was tried gives a lower bound of its cost.
+        counts = {"paper": needs["paper"] or max(paper), "ours": needs["ours"]}
+        speed = timing(judge, loaded, {name: round(n) for name, n in counts.items() if n}, options.rounds)
     print(render(options, judge, source, len(chosen), ours, paper, needs, speed))
 
 
@@ -151,7 +153,7 @@ def render(
         "# How many evaluations a score needs",
         "",
         "[scoring.py](scoring.py) made this page: Spearman correlation, inside a class, between two independent",
-        f"scorings of {images} images of {source.path.name} ({options.per_class} a class, {options.size} px) by",
+        f"scorings of {images} images of {source.name} ({options.per_class} a class, {options.size} px) by",
         f"{judge.denoiser.spec.name}. *Algorithm 2*: time and noise drawn for every image (`--estimator paper`).",
         "*Ours*: one time from each stratum and the same noise for all images (the default).",
         "",
@@ -161,19 +163,19 @@ def render(
     for evals in sorted({*ours, *paper}):
         cells = [f"{table[evals]:.3f}" if evals in table else "" for table in (paper, ours)]
         lines.append(f"| {evals} | {cells[0]} | {cells[1]} |")
-    shown = {name: "not reached" if n is None else f"{n:.1f}" for name, n in needs.items()}
+    at_least = "" if needs["paper"] else "at least "
+    shown = {"paper": f"{needs['paper']:.1f}" if needs["paper"] else f"not reached with {max(paper)}"}
+    shown["ours"] = f"{needs['ours']:.1f}" if needs["ours"] else "not reached"
     lines += ["", f"Evaluations at {TARGET}: Algorithm 2 {shown['paper']}, ours {shown['ours']}"]
-    if needs["paper"] and needs["ours"]:
-        lines[-1] += f": {needs['paper'] / needs['ours']:.1f} times fewer."
-    else:
-        lines[-1] += "."
+    fewer = (needs["paper"] or max(paper)) / needs["ours"] if needs["ours"] else None
+    lines[-1] += f": {at_least}**{fewer:.1f} times** fewer." if fewer else "."
     if speed:
         ratios = sorted(a / b for a, b in zip(speed["ours"], speed["paper"], strict=True))
         lines += [
             "",
-            f"Images a second at that reliability, in turns, {len(ratios)} rounds: the plain loop of Algorithm 2",
+            f"Images a second with so many, in turns, {len(ratios)} rounds: the plain loop of Algorithm 2",
             f"{np.median(speed['paper']):.1f}, ours {np.median(speed['ours']):.1f}:",
-            f"**{np.median(ratios):.1f} times** [{ratios[0]:.1f}, {ratios[-1]:.1f}].",
+            f"{at_least}**{np.median(ratios):.1f} times** [{ratios[0]:.1f}, {ratios[-1]:.1f}].",
         ]
     return "\n".join([*lines, "", machine(("torch", "numpy"))])
 

@@ -1,0 +1,249 @@
+"""Embed: one feature vector for each scored image, for selectors that look at images and not only at scores.
+
+A stage of its own: features cost a pass over all images, and serve every selection after that. They come from the
+scorer (no download), from any vision encoder that `attach` knows, or from a user's own Parquet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from d2c import batches, runtime
+from d2c.config import execution
+from d2c.encoding import is_scorer, open_for_scores, slug, weights_stamp
+from d2c.errors import D2CError
+from d2c.parts import Part, ToDo, require_all, split, work
+from d2c.progress import Bar, Progress, Silent
+from d2c.runtime import Ranks
+from d2c.workspace import FEATURES, SCORES, Record, Stage, Workspace
+from formats.files import atomic, read_table, write_table
+from formats.hashing import sha256_file, xxh3_lines
+
+GRID = 16
+"""Side of the token grid of encoders other than the scorer: 224 px for a /14 model, as they were trained."""
+_PART = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingConfig:
+    """Features of all scored images by ``encoder``: a name as `attach` takes it, or a Parquet file.
+
+    Of an encoder's tokens the mean is taken. A Parquet file has a column ``key`` and one column of lists of numbers.
+    """
+
+    workspace: Path = execution()
+    encoder: str = "scorer"
+    batch_size: int = 64
+    precision: str = "auto"
+    seed: int = 0
+    device: str = execution("auto")
+    gpus: int = execution(1)
+    threads: int = execution(4)
+    overwrite: bool = execution(False)
+
+    @property
+    def is_table(self) -> bool:
+        """The features are the user's own."""
+        return self.encoder.endswith(".parquet")
+
+    def asked(self) -> dict[str, Any]:
+        """The identity."""
+        if self.is_table:
+            return {"encoder": "parquet"}
+        asked = {"encoder": self.encoder, "batch_size": self.batch_size, "precision": self.precision}
+        # Only the scorer is shown noisy images.
+        return {**asked, "seed": self.seed} if is_scorer(self.encoder) else asked
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `run` will do."""
+
+    config: EmbeddingConfig
+    stage: Stage
+    reasons: list[str]
+    inputs: dict[str, str]
+    images: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """Features [N, D] of the scored images in key order: ``name`` is their folder's."""
+
+    name: str
+    record: Record
+
+
+@dataclass(frozen=True)
+class _Job:
+    config: EmbeddingConfig
+    stage: Stage
+    todo: ToDo
+    progress: Progress
+
+
+def plan(config: EmbeddingConfig) -> Plan:
+    """Say which features there are already.
+
+    Raises:
+        D2CError: there are no scores yet, or no such Parquet file.
+    """
+    workspace = Workspace(config.workspace)
+    scores = workspace.scores.require("d2c score DIR")
+    device = runtime.resolve_device(config.device)
+    config = replace(config, precision=runtime.resolve_precision(config.precision, device))
+    if config.is_table and not Path(config.encoder).is_file():
+        raise D2CError("there is no such table of features", where=config.encoder, expected="a Parquet file")
+    inputs = {
+        # By content, so that a second scoring with other settings computes no features again.
+        "images": _images(workspace),
+        "weights": sha256_file(Path(config.encoder)) if config.is_table else weights_stamp(config.encoder),
+        "scorer": scores.summary["scorer"]["facts"]["weights_xxh3"] if is_scorer(config.encoder) else "",
+    }
+    named = config.asked() | ({"file": inputs["weights"]} if config.is_table else {})
+    stage = workspace.features(slug(config.encoder, named))
+    reasons = ["--overwrite"] if config.overwrite else stage.stale(config.asked(), inputs)
+    return Plan(config, stage, reasons, inputs, int(scores.summary["images"]))
+
+
+def run(plan: Plan, progress: Progress | None = None) -> Result:
+    """Compute what is missing, in parts, then join the parts into one array in key order.
+
+    Raises:
+        D2CError: the user's table lacks images, or is no table of features.
+    """
+    if plan.reasons:
+        device = runtime.resolve_device(plan.config.device)
+        lock = runtime.once(plan.stage.lock)
+        try:
+            runtime.once(lambda: plan.stage.begin(plan.config.asked(), plan.inputs))
+            if plan.config.is_table:
+                runtime.once(lambda: _take(plan))
+            else:
+                parts = split(plan.images, _PART, plan.stage.path / "parts", ".parquet")
+                job = _Job(plan.config, plan.stage, ToDo.of(parts), progress or Silent())
+                workers = min(plan.config.gpus, max(1, len(job.todo.parts)))
+                runtime.launch(_embed_parts, job, workers=workers, device=device)
+                runtime.once(lambda: _join(plan, parts, device.type))
+        finally:
+            if lock:
+                lock.release()
+    return Result(plan.stage.path.name, plan.stage.require("d2c select --features ENCODER"))
+
+
+def load(workspace: Workspace, name: str) -> npt.NDArray[np.float16]:
+    """Finished features, memory-mapped: float16 [N, D], in key order of the scores."""
+    found: npt.NDArray[np.float16] = np.load(workspace.features(name).output(FEATURES), mmap_mode="r")
+    return found
+
+
+def _images(workspace: Workspace) -> str:
+    table = read_table(workspace.scores.output(SCORES), columns=["key", "xxh3"])
+    return xxh3_lines(f"{key}\t{digest}" for key, digest in zip(*(c.to_pylist() for c in table.columns), strict=True))
+
+
+def _embed_parts(ranks: Ranks, job: _Job) -> None:
+    config, workspace = job.config, Workspace(job.config.workspace)
+    scores = workspace.scores.require("d2c score DIR")
+    device = runtime.resolve_device(config.device)
+    with runtime.one_thread(device):
+        grid = int(scores.summary["scorer"]["grid"]) if is_scorer(config.encoder) else GRID
+        source, encoder, classes = open_for_scores(config.encoder, grid, workspace, device, config.seed)
+        wanted = read_table(workspace.scores.output(SCORES), columns=["key"])["key"].combine_chunks()
+        order = source.storage_order()
+        order = order[pc.is_in(pa.array(source.keys), value_set=wanted).to_numpy(zero_copy_only=False)[order]]
+        size = int(scores.config["size"])
+
+        def make(part: Part, bar: Bar) -> None:
+            keys: list[str] = []
+            found: list[npt.NDArray[np.float16]] = []
+            rows = order[part.items.start : part.items.stop].tolist()
+            for batch in batches.load(source, rows, size, batch=config.batch_size, threads=config.threads):
+                if batch.bad:
+                    raise D2CError(
+                        "a scored image can no longer be read",
+                        where=f"{source.location}: {batch.bad[0].key}",
+                        found=batch.bad[0].reason,
+                        hint="run d2c score again: it takes note of what changed",
+                    )
+                with runtime.autocast(config.precision, device):
+                    tokens = encoder.encode(batch.pixels, classes[source.labels[batch.indices]])
+                found.append(tokens.astype(np.float32).mean(axis=1).astype(np.float16))
+                keys += [source.keys[index] for index in batch.indices]
+                bar.advance(len(batch) * ranks.world)
+            write_table(part.path, pa.table({"key": keys, "features": _lists(np.concatenate(found))}))
+
+        work(job.todo, make, ranks=ranks, stage=job.stage, progress=job.progress, label="embed")
+
+
+def _join(plan: Plan, parts: list[Part], device: str) -> None:
+    require_all(parts)
+    keys = read_table(Workspace(plan.config.workspace).scores.output(SCORES), columns=["key"])["key"].combine_chunks()
+    dim = read_table(parts[0].path)["features"].type.list_size
+    with atomic(plan.stage.path / FEATURES) as temporary:
+        joined = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(keys), dim))
+        for part in parts:
+            table = read_table(part.path)
+            joined[pc.index_in(table["key"], value_set=keys).to_numpy()] = _matrix(table["features"])
+        joined.flush()
+    plan.stage.finish([FEATURES], {"dim": dim, "images": len(keys)}, device=device)
+
+
+def _take(plan: Plan) -> None:
+    path = Path(plan.config.encoder)
+    table = read_table(path)
+    columns = [field.name for field in table.schema if _of_numbers(field.type)]
+    if "key" not in table.column_names or len(columns) != 1:
+        raise D2CError(
+            "this is no table of features",
+            where=path,
+            found=", ".join(table.column_names),
+            expected="a column key and one column of lists of numbers",
+        )
+    keys = read_table(Workspace(plan.config.workspace).scores.output(SCORES), columns=["key"])["key"]
+    rows = pc.index_in(keys, value_set=table["key"].combine_chunks())
+    if rows.null_count:
+        missing = keys.filter(rows.is_null())
+        raise D2CError(
+            "the table of features lacks scored images",
+            where=path,
+            found=f"{len(missing)} of {len(keys)} missing, the first: {missing[0]}",
+            hint="keys are those of the scores: paths below the source",
+        )
+    lists = table[columns[0]].take(rows)
+    lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
+    if len(lengths) != 1 or not lengths[0]:
+        raise D2CError("features of one length are needed", where=path, found=f"lengths {lengths[:5]}")
+    with np.errstate(over="ignore"):
+        values = _matrix(lists.cast(pa.list_(pa.float32(), lengths[0]))).astype(np.float16)
+    if not np.isfinite(values).all():
+        raise D2CError(
+            "features must be finite and fit 16 bits",
+            where=path,
+            expected="nothing beyond 65,504",
+            hint="scale them",
+        )
+    with atomic(plan.stage.path / FEATURES) as temporary, temporary.open("wb") as stream:
+        np.lib.format.write_array(stream, values)
+    plan.stage.finish([FEATURES], {"dim": lengths[0], "images": len(keys)}, device="cpu")
+
+
+def _of_numbers(kind: Any) -> bool:
+    lists = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
+    return lists and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
+
+
+def _lists(features: npt.NDArray[np.float16]) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
+
+
+def _matrix(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    flat: npt.NDArray[Any] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(len(column), -1)

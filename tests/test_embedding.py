@@ -1,0 +1,145 @@
+"""Features for selectors: computed once for all scored images, by the scorer or from a user's own table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from d2c import embedding, pipeline, scoring
+from d2c.embedding import EmbeddingConfig
+from d2c.errors import D2CError, UsageError
+from d2c.pipeline import SelectRequest
+from d2c.scoring import ScoringConfig
+from d2c.workspace import FEATURES, SCORES, Workspace
+from formats.files import read_table
+
+
+def config(workspace: Path, **options: object) -> EmbeddingConfig:
+    return replace(EmbeddingConfig(workspace=workspace, device="cpu", batch_size=16), **options)  # type: ignore[arg-type]
+
+
+def embed(asked: EmbeddingConfig) -> np.ndarray:
+    name = embedding.run(embedding.plan(asked)).name
+    return np.array(embedding.load(Workspace(asked.workspace), name))
+
+
+def keys(workspace: Path) -> list[str]:
+    return list(read_table(workspace / "scores" / SCORES)["key"].to_pylist())
+
+
+def test_features_of_the_scorer_are_one_vector_an_image_and_computed_once(workspace: Path) -> None:
+    found = embed(config(workspace))
+    assert found.shape[0] == 95
+    assert found.dtype == np.float16
+    assert np.ptp(found.astype(np.float32), axis=0).max() > 0
+    assert not embedding.plan(config(workspace)).reasons
+    # Other settings of the scoring are no other images.
+    before = embedding.plan(config(workspace)).inputs
+    assert set(before) == {"images", "weights", "scorer"}
+
+
+def test_any_number_of_processes_computes_the_same_bytes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = embed(config(workspace))
+    several = embed(config(workspace, gpus=2, overwrite=True))
+    assert np.array_equal(alone, several)
+
+
+def test_an_interrupted_pass_goes_on(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = embed(config(workspace))
+    monkeypatch.setattr(embedding, "_PART", 32)
+    asked = config(workspace, batch_size=8)
+    plan = embedding.plan(asked)
+    monkeypatch.setattr(embedding, "_join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        embedding.run(plan)
+    parts = sorted((plan.stage.path / "parts").iterdir())
+    assert len(parts) == 3
+    kept = [part.stat().st_mtime_ns for part in parts[1:]]
+    parts[0].unlink()
+    monkeypatch.undo()
+    monkeypatch.setattr(embedding, "_PART", 32)
+    again = embed(asked)
+    assert [part.stat().st_mtime_ns for part in parts[1:]] == kept
+    np.testing.assert_allclose(again.astype(np.float32), whole.astype(np.float32), rtol=2e-3, atol=2e-3)
+
+
+def test_a_users_table_in_any_order_is_taken_by_key(workspace: Path, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(95, 3)).astype(np.float32)
+    order = np.random.default_rng(1).permutation(95)
+    table = pa.table({"key": keys(workspace), "dino": [row.tolist() for row in values]}).take(order)
+    pq.write_table(table, tmp_path / "mine.parquet")
+    found = embed(config(workspace, encoder=str(tmp_path / "mine.parquet")))
+    np.testing.assert_array_equal(found, values.astype(np.float16))
+
+
+@pytest.mark.parametrize(
+    ("columns", "what"),
+    [
+        ({"key": [], "a": []}, "no table of features"),
+        ({"name": ["x"], "f": [[1.0]]}, "no table of features"),
+        ({"key": ["nothing.png"], "f": [[1.0]]}, "lacks scored images"),
+    ],
+)
+def test_a_table_that_does_not_serve_says_why(
+    workspace: Path, tmp_path: Path, columns: dict[str, list[object]], what: str
+) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "mine.parquet")
+    with pytest.raises(D2CError, match=what):
+        embed(config(workspace, encoder=str(tmp_path / "mine.parquet")))
+
+
+def test_uneven_or_endless_features_are_refused(workspace: Path, tmp_path: Path) -> None:
+    for values in ([[1.0, 2.0]] * 94 + [[1.0]], [[1.0]] * 94 + [[1e9]]):
+        pq.write_table(pa.table({"key": keys(workspace), "f": values}), tmp_path / "mine.parquet")
+        with pytest.raises(D2CError, match=r"one length|finite"):
+            embed(config(workspace, encoder=str(tmp_path / "mine.parquet")))
+
+
+def test_a_missing_table_is_no_encoder(workspace: Path) -> None:
+    with pytest.raises(D2CError, match="no such table"):
+        embed(config(workspace, encoder="typo.parquet"))
+
+
+def test_select_embeds_what_its_method_needs_and_nothing_else(workspace: Path) -> None:
+    results, steps = pipeline.select(
+        SelectRequest(workspace=workspace, method="moments", per_class=(3, 6), device="cpu")
+    )
+    assert [step.stage for step in steps] == ["embed", "select", "select"]
+    small, large = (set(result.table["key"].to_pylist()) for _, result in results)
+    assert (len(small), len(large)) == (9, 18)
+    assert small < large
+    assert Workspace(workspace).current("selection") == {"name": results[1][1].name}
+    _, steps = pipeline.select(SelectRequest(workspace=workspace, method="kernel", per_class=(3,), device="cpu"))
+    assert [step.ran for step in steps] == [False, True]
+    _, steps = pipeline.select(SelectRequest(workspace=workspace, per_class=(3,), device="cpu"))
+    assert [step.stage for step in steps] == ["select"]
+
+
+def test_a_selection_by_images_in_several_processes_is_the_same(workspace: Path) -> None:
+    request = SelectRequest(workspace=workspace, method="match", per_class=(4,), device="cpu")
+    alone = pipeline.select(request)[0][0][1].table
+    both = pipeline.select(replace(request, gpus=2, overwrite=True))[0][0][1].table
+    assert alone.equals(both)
+
+
+def test_two_kinds_of_budget_are_refused_before_anything_is_computed(workspace: Path) -> None:
+    with pytest.raises(UsageError, match="one kind of budget"):
+        pipeline.select(SelectRequest(workspace=workspace, method="ot", per_class=(3,), ratio=(0.1,)))
+    assert not (workspace / "features").exists()
+
+
+def test_scoring_with_more_evaluations_computes_no_features_again(
+    workspace: Path, image_folder: Path, scorer: Path
+) -> None:
+    embed(config(workspace))
+    again = ScoringConfig(
+        source=str(image_folder), workspace=workspace, scorer=str(scorer), codec="rgb", size=8, evals=6, device="cpu"
+    )
+    scoring.run(scoring.plan(again))
+    assert not embedding.plan(config(workspace)).reasons
+    assert (embedding.plan(config(workspace)).stage.path / FEATURES).exists()
