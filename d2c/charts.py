@@ -10,7 +10,8 @@ import numpy as np
 
 WIDTH, HEIGHT = 640, 240
 LEFT, BOTTOM, TOP, RIGHT = 56, 36, 12, 28
-COLOURS = ("#1b6ca8", "#c8553d", "#588b3f", "#7a5195")
+COLOURS = ("var(--all,#1b6ca8)", "var(--some,#b8452f)", "#588b3f", "#8f63ad")
+"""The first two follow the page's light or dark colours."""
 Array = np.ndarray[Any, Any]
 
 
@@ -18,19 +19,38 @@ def histogram(values: Array, picked: Array, *, label: str, unit: str) -> str:
     """Counts of ``values`` in 40 bins, and over them those of ``picked``; each is scaled to its own peak."""
     edges = np.histogram_bin_edges(np.concatenate([values, picked]), bins=40)
     low, high = float(edges[0]), float(edges[-1])
-    bars = []
-    for data, colour, opacity in ((values, COLOURS[0], 0.35), (picked, COLOURS[1], 0.8)):
+    areas = []
+    for data, colour, opacity in ((values, COLOURS[0], 0.25), (picked, COLOURS[1], 0.45)):
         counts, _ = np.histogram(data, bins=edges)
-        peak = max(int(counts.max()), 1)
-        for count, left, right in zip(counts, edges[:-1], edges[1:], strict=True):
-            x, w = _x(left, low, high), _x(right, low, high) - _x(left, low, high)
-            y = _y(count / peak, 0, 1)
-            bars.append(
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{max(w - 1, 0.5):.1f}" height="{HEIGHT - BOTTOM - y:.1f}" '
-                f'fill="{colour}" fill-opacity="{opacity}"/>'
-            )
+        heights = counts / max(int(counts.max()), 1)
+        steps = zip(np.repeat(edges, 2)[1:-1], np.repeat(heights, 2), strict=True)
+        line = " ".join(f"{_x(x, low, high):.1f},{_y(y, 0, 1):.1f}" for x, y in steps)
+        base = f"{_x(low, low, high):.1f},{_y(0, 0, 1):.1f} {line} {_x(high, low, high):.1f},{_y(0, 0, 1):.1f}"
+        style = f"fill:{colour};fill-opacity:{opacity};stroke:{colour};stroke-width:1.5"
+        areas.append(f'<polygon points="{base}" style="{style}"/>')
     legend = _legend([f"all {len(values):,} images", f"{len(picked):,} picks (scaled up)"])
-    return _frame(label, "".join(bars) + legend, (low, high), (0, 1), unit, "share of peak")
+    return _frame(label, "".join(areas) + legend, (low, high), (0, 1), unit, "share of peak")
+
+
+def bars(values: Array, *, label: str, x_unit: str, y_unit: str, level: float | None = None) -> str:
+    """A bar for each of ``values``, numbered from 1, and a dashed line at ``level``."""
+    top = _round_up(max(float(values.max(initial=0)), level or 0))
+    x = (0.5, len(values) + 0.5)
+    # Of a thousand bars the gaps would be all that is seen.
+    gap = 0.1 if len(values) <= 60 else 0
+    found = []
+    for place, value in enumerate(values.tolist(), 1):
+        left, right, up = _x(place - 0.5 + gap, *x), _x(place + 0.5 - gap, *x), _y(value, 0, top)
+        found.append(
+            f'<rect x="{left:.1f}" y="{up:.1f}" width="{right - left:.2f}" height="{HEIGHT - BOTTOM - up:.1f}" '
+            f'style="fill:{COLOURS[0]};fill-opacity:0.5"/>'
+        )
+    if level is not None:
+        y = _y(level, 0, top)
+        style = f"stroke:{COLOURS[1]};stroke-width:2;stroke-dasharray:6 4"
+        found.append(f'<path d="M{LEFT},{y:.1f} H{WIDTH - RIGHT}" style="{style}"/>')
+    marks = np.unique(np.linspace(1, len(values), min(len(values), 10)).round()).astype(int).tolist()
+    return _frame(label, "".join(found), x, (0, top), x_unit, y_unit, marks)
 
 
 def lines(series: Sequence[tuple[str, Array, Array]], *, label: str, x_unit: str, y_unit: str) -> str:
@@ -42,7 +62,7 @@ def lines(series: Sequence[tuple[str, Array, Array]], *, label: str, x_unit: str
     for index, (_, x, y) in enumerate(series):
         points = " ".join(f"{_x(a, x0, x1):.1f},{_y(b, y0, y1):.1f}" for a, b in zip(x, y, strict=True))
         colour = COLOURS[index % len(COLOURS)]
-        paths.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        paths.append(f'<polyline points="{points}" style="fill:none;stroke:{colour};stroke-width:1.5"/>')
     body = "".join(paths) + _legend([name for name, _, _ in series])
     return _frame(label, body, (x0, x1), (y0, y1), x_unit, y_unit)
 
@@ -50,6 +70,14 @@ def lines(series: Sequence[tuple[str, Array, Array]], *, label: str, x_unit: str
 def _range(values: Array) -> tuple[float, float]:
     low, high = float(values.min()), float(values.max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _round_up(value: float) -> float:
+    """The next number whose quarters are short: 4, 8, 12, 20 or 40 times a power of ten."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** np.floor(np.log10(value / 4))
+    return float(next(step * power for step in (4, 8, 12, 20, 40) if step * power >= value))
 
 
 def _x(value: float, low: float, high: float) -> float:
@@ -62,21 +90,31 @@ def _y(value: float, low: float, high: float) -> float:
 
 def _legend(names: Sequence[str]) -> str:
     return "".join(
-        f'<rect x="{WIDTH - 210}" y="{TOP + 16 * i}" width="10" height="10" fill="{COLOURS[i % len(COLOURS)]}"/>'
+        f'<rect x="{WIDTH - 210}" y="{TOP + 16 * i}" width="10" height="10" style="fill:{COLOURS[i % len(COLOURS)]}"/>'
         f'<text x="{WIDTH - 194}" y="{TOP + 16 * i + 9}">{escape(name)}</text>'
         for i, name in enumerate(names)
     )
 
 
-def _frame(label: str, body: str, x: tuple[float, float], y: tuple[float, float], x_unit: str, y_unit: str) -> str:
+def _frame(
+    label: str,
+    body: str,
+    x: tuple[float, float],
+    y: tuple[float, float],
+    x_unit: str,
+    y_unit: str,
+    marks: Sequence[float] | None = None,
+) -> str:
+    """Axes with five ticks each, or those at ``marks`` on the x axis."""
     axis = f'<path d="M{LEFT},{TOP} V{HEIGHT - BOTTOM} H{WIDTH - RIGHT}" fill="none" stroke="#888"/>'
-    ticks = []
-    for fraction in (0, 0.25, 0.5, 0.75, 1):
-        value_x, value_y = x[0] + fraction * (x[1] - x[0]), y[0] + fraction * (y[1] - y[0])
-        ticks.append(
-            f'<text x="{_x(value_x, *x):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{value_x:.3g}</text>'
-            f'<text x="{LEFT - 6}" y="{_y(value_y, *y) + 4:.1f}" text-anchor="end">{value_y:.3g}</text>'
-        )
+    quarters = (0, 0.25, 0.5, 0.75, 1)
+    ticks = [
+        f'<text x="{_x(at, *x):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{at:.3g}</text>'
+        for at in marks or [x[0] + part * (x[1] - x[0]) for part in quarters]
+    ]
+    for part in quarters:
+        at = y[0] + part * (y[1] - y[0])
+        ticks.append(f'<text x="{LEFT - 6}" y="{_y(at, *y) + 4:.1f}" text-anchor="end">{at:.3g}</text>')
     units = (
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_unit)}</text>'
         f'<text x="12" y="{HEIGHT / 2}" text-anchor="middle" transform="rotate(-90 12 {HEIGHT / 2})">'

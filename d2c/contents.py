@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from d2c.errors import D2CError
 from d2c.latents import LatentSpec
 from d2c.picks import Picks
 from d2c.tokens import VisionTokens
-from formats import codecs
+from formats import codecs, verify
 from formats.files import read_json
 from formats.hashing import xxh3
 from formats.schema import LATENT, RAW, ClassRow, Column
@@ -87,3 +88,24 @@ class Contents:
     def bytes(self) -> int:
         """Payload bytes of the finished artifact."""
         return len(self.picks) * sum(column.nbytes for column in self.columns)
+
+
+def packed_from(out: Path) -> dict[str, Any] | None:
+    """What the artifact at ``out`` was packed from; None where there is none.
+
+    Raises:
+        D2CError: another command wrote it.
+    """
+    manifest = out / "manifest.json"
+    if not manifest.exists():
+        return None
+    if not verify(out, "quick").ok:
+        return {"inputs": {"the artifact's files": "damaged"}}
+    value = read_json(manifest).get("packed_from")
+    if not isinstance(value, dict):
+        raise D2CError(
+            "there is an artifact here that was not packed here",
+            where=out,
+            hint="choose another folder with --out, or replace it with --overwrite",
+        )
+    return value

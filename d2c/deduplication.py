@@ -18,11 +18,11 @@ from d2c.errors import UsageError
 from d2c.progress import Progress
 from d2c.score_table import Merged
 from d2c.sources import Source
+from d2c.workspace import DUPLICATES, LEAKS
 from formats.files import write_table
 
 Duplicates: TypeAlias = Literal["report", "drop", "off"]
 """What becomes of duplicates: they are listed, or all but one of each group are dropped too, or nobody looks."""
-DUPLICATES, LEAKS = "duplicates.parquet", "leaks.parquet"
 _BATCH = 256
 
 

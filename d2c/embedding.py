@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from d2c import batches, runtime
 from d2c.config import execution
-from d2c.encoding import is_scorer, open_for_scores, slug, weights_stamp
+from d2c.encoding import is_scorer, open_for_scores, public_name, slug, weights_stamp
 from d2c.errors import D2CError
 from d2c.parts import Part, ToDo, require_all, split, work
 from d2c.progress import Bar, Progress, Silent
@@ -193,7 +193,8 @@ def _join(plan: Plan, parts: list[Part], device: str) -> None:
             table = read_table(part.path)
             joined[pc.index_in(table["key"], value_set=keys).to_numpy()] = _matrix(table["features"])
         joined.flush()
-    plan.stage.finish([FEATURES], {"dim": dim, "images": len(keys)}, device=device)
+    summary = {"encoder": public_name(plan.config.encoder), "dim": dim, "images": len(keys)}
+    plan.stage.finish([FEATURES], summary, device=device)
 
 
 def _take(plan: Plan) -> None:
@@ -232,12 +233,13 @@ def _take(plan: Plan) -> None:
         )
     with atomic(plan.stage.path / FEATURES) as temporary, temporary.open("wb") as stream:
         np.lib.format.write_array(stream, values)
-    plan.stage.finish([FEATURES], {"dim": lengths[0], "images": len(keys)}, device="cpu")
+    summary = {"encoder": "a table of the user's own", "dim": lengths[0], "images": len(keys)}
+    plan.stage.finish([FEATURES], summary, device="cpu")
 
 
 def _of_numbers(kind: Any) -> bool:
     lists = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
-    return lists and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type))
+    return bool(lists and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
 
 
 def _lists(features: npt.NDArray[np.float16]) -> pa.Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from d2c import runtime
 from d2c.clusters import PLAIN, cluster, cluster_names, wanted
+from d2c.errors import UsageError
 from d2c.progress import Progress, Silent
 from d2c.sources import Labels, Source, open_source, relabel
 from d2c.workspace import SCORES, Workspace
@@ -34,6 +35,8 @@ def open_labelled(
     """
     k = wanted(labels)
     if k is None:
+        if labels not in get_args(Labels):
+            raise UsageError("classes cannot come from there", found=labels, expected="source, none or clusters:K")
         return open_source(location, progress, labels=cast(Labels, labels))
     base = open_source(location, progress, labels="none")
     stage, asked, inputs = workspace.clusters, _asked(k, seed), {"source": base.digest}

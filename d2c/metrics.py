@@ -255,14 +255,17 @@ def precision_recall(real: Array, fake: Array, k: int = 3, real_radii: Array | N
     return PrecisionRecall(float(np.mean(in_real > 0)), float(np.mean(in_fake > 0)))
 
 
-def density_coverage(real: Array, fake: Array, k: int = 5) -> DensityCoverage:
+def density_coverage(real: Array, fake: Array, k: int = 5, real_radii: Array | None = None) -> DensityCoverage:
     """Density and coverage (Naeem et al. 2020): real k-NN balls around a generated image, over k; balls that are hit.
+
+    ``real_radii``: `squared_radii` of ``real`` for this k, where many sets are compared with one.
 
     Raises:
         D2CError: there are k real rows or fewer, or the widths differ.
     """
     _same_width(real, fake)
-    balls, hit = _inside(_checked(fake, "generated features"), real, squared_radii(real, k, "real features"))
+    radii = squared_radii(real, k) if real_radii is None else real_radii
+    balls, hit = _inside(_checked(fake, "generated features"), real, radii)
     return DensityCoverage(float(balls.mean()) / k, float(hit.mean()))
 
 

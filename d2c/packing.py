@@ -18,7 +18,7 @@ import torch
 from d2c import __version__, readback, runtime
 from d2c import picks as picked
 from d2c.config import differences, execution, identity
-from d2c.contents import Contents
+from d2c.contents import Contents, packed_from
 from d2c.errors import D2CError, UsageError
 from d2c.latents import LatentCodec, open_codec
 from d2c.picks import Picks
@@ -27,9 +27,8 @@ from d2c.runtime import Ranks
 from d2c.sources import Source, open_source
 from d2c.tokens import CODECS, TokenCodec, VisionTokens, vision_facts
 from d2c.workspace import Workspace
-from formats import codecs, open_artifact, verify
+from formats import codecs, open_artifact
 from formats.codecs import Fidelity
-from formats.files import read_json
 from formats.hashing import xxh3_json
 from formats.licence import check_licence
 from formats.schema import CONTAINERS, LATENT, RECIPE, RMS, Container
@@ -133,6 +132,7 @@ def plan(config: PackingConfig) -> Plan:
         "source": {key: summary["source"][key] for key in ("name", "kind", "files", "fingerprint", "labels")},
         "selection": {
             **chosen.config,
+            **({"features": chosen.summary["features"]} if "features" in chosen.summary else {}),
             "scorer": summary["scorer"]["facts"],
             "scores": {**scores.config, "codec": summary["codec"]["encoder"] or "rgb"},
         },
@@ -199,7 +199,7 @@ def plan_contents(config: PackingConfig, contents: Contents, inputs: dict[str, A
     if not len(contents.picks):
         raise D2CError("there is nothing to pack", where=contents.source, hint="select at least one image")
     asked = {"options": identity(config), "inputs": inputs}
-    before = None if config.overwrite else _packed_from(config.out)
+    before = None if config.overwrite else packed_from(config.out)
     foreign = not (config.out / "manifest.json").exists() and config.out.exists()
     if foreign and (not config.out.is_dir() or any(config.out.iterdir())):
         raise D2CError(
@@ -214,27 +214,6 @@ def plan_contents(config: PackingConfig, contents: Contents, inputs: dict[str, A
         reasons = differences(before.get("options", {}), asked["options"])
         reasons += [f"{line.split(':')[0]} changed" for line in differences(before.get("inputs", {}), inputs)]
     return Plan(config=config, contents=contents, asked=asked, reasons=["--overwrite"] if config.overwrite else reasons)
-
-
-def _packed_from(out: Path) -> dict[str, Any] | None:
-    """What the artifact at ``out`` was packed from; None where there is none.
-
-    Raises:
-        D2CError: another command wrote it.
-    """
-    manifest = out / "manifest.json"
-    if not manifest.exists():
-        return None
-    if not verify(out, "quick").ok:
-        return {"inputs": {"the artifact's files": "damaged"}}
-    value = read_json(manifest).get("packed_from")
-    if not isinstance(value, dict):
-        raise D2CError(
-            "there is an artifact here that was not packed here",
-            where=out,
-            hint="choose another folder with --out, or replace it with --overwrite",
-        )
-    return value
 
 
 def _open(plan: Plan) -> ArtifactWriter:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from d2c import attachment, embedding, packing, runtime, selection
+from d2c import attachment, embedding, overview, packing, runtime, selection
 from d2c.choices import SMALL
 from d2c.embedding import EmbeddingConfig
 from d2c.errors import UsageError
@@ -51,14 +52,12 @@ class SelectRequest:
     @property
     def embedding(self) -> EmbeddingConfig | None:
         """The stage that computes the features."""
-        if self.encoder is None:
-            return None
+        return None if self.encoder is None else self.embedding_by(self.encoder)
+
+    def embedding_by(self, encoder: str) -> EmbeddingConfig:
+        """The stage that computes features by ``encoder``, on the devices of this request."""
         return EmbeddingConfig(
-            workspace=self.workspace,
-            encoder=self.encoder,
-            device=self.device,
-            gpus=self.gpus,
-            threads=self.threads,
+            workspace=self.workspace, encoder=encoder, device=self.device, gpus=self.gpus, threads=self.threads
         )
 
     def configs(self, features: str | None) -> list[SelectionConfig]:
@@ -153,6 +152,37 @@ def select(
         steps.append(step.telling({"selection": config.name, "images": result.table.num_rows}))
         results.append((plan, result))
     return results, steps
+
+
+def report(
+    request: SelectRequest, names: Sequence[str], out: Path, progress: Progress | None = None
+) -> tuple[overview.Result, list[Step]]:
+    """A page about the last of the selections ``names``, which the others lie inside.
+
+    It measures in the features that the selection was made with, else in the scorer's, which are computed first.
+    """
+    progress, steps = progress or Silent(), list[Step]()
+    record = Workspace(request.workspace).selection(names[-1]).require("d2c select --ratio R")
+    features = record.config.get("features")
+    if features is None:
+        embed = embedding.plan(request.embedding_by("scorer"))
+        found, step = run_step("embed", embed.reasons, lambda: embedding.run(embed, progress), progress)
+        features = found.name
+        steps.append(step.telling({"features": features, "images": embed.images}))
+    plan = overview.plan(
+        overview.OverviewConfig(
+            workspace=request.workspace,
+            selection=names[-1],
+            out=out,
+            features=features,
+            inside=tuple(names[:-1]),
+            seed=request.seed,
+            device=request.device,
+            threads=request.threads,
+        )
+    )
+    result, step = run_step("report", ["asked for"], partial(overview.run, plan, progress), progress)
+    return result, [*steps, step.telling({"report": str(out)})]
 
 
 def current_selection(workspace: Path) -> str:

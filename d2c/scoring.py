@@ -16,7 +16,6 @@ import torch
 
 from d2c import runtime
 from d2c.config import identity
-from d2c.deduplication import DUPLICATES, LEAKS
 from d2c.difficulty import Difficulty
 from d2c.errors import D2CError
 from d2c.estimator import Reliability, reliability, timesteps_of
@@ -26,7 +25,7 @@ from d2c.runtime import Ranks
 from d2c.score_plan import LATE, Plan, ScoringConfig, estimate_seconds, open_scored, plan
 from d2c.score_table import merge
 from d2c.scorers import Denoiser
-from d2c.workspace import BAD_FILES, CLASSES, SCORES, Record, Stage, Workspace
+from d2c.workspace import BAD_FILES, CLASSES, DUPLICATES, LEAKS, SCORES, Record, Stage, Workspace
 from formats.files import write_json, write_table
 
 __all__ = ["Plan", "Result", "ScoringConfig", "Share", "estimate_seconds", "plan", "run", "run_share"]

@@ -175,7 +175,10 @@ def _finish(plan: Plan, parts: list[Part]) -> None:
     picks = [{"key": key, "rank": rank} for key, rank in zip(*_columns(table, "key", "rank"), strict=True)]
     write_json(stage.path / "selection.json", picks)
     shortfalls = [{"class": name, "missing": missing} for name, missing in plan.shortfalls]
-    summary = {"images": table.num_rows, "per_class": plan.per_class, "shortfalls": shortfalls}
+    summary: dict[str, Any] = {"images": table.num_rows, "per_class": plan.per_class, "shortfalls": shortfalls}
+    if "features" in plan.inputs:
+        workspace = Workspace(plan.config.workspace)
+        summary["features"] = workspace.features(str(plan.config.features)).require("d2c select").summary
     stage.finish([SELECTION, "selection.json"], summary, device="cpu")
 
 

@@ -25,6 +25,7 @@ from formats.lock import WriterLock
 
 RECORD, BEGUN, COST = "stage.json", "begun.json", "cost.jsonl"
 SCORES, BAD_FILES, CLASSES = "scores.parquet", "bad_files.parquet", "classes.json"
+DUPLICATES, LEAKS = "duplicates.parquet", "leaks.parquet"
 SELECTION = "selection.parquet"
 FEATURES = "features.npy"
 _HERE = "workspace:"

@@ -13,7 +13,9 @@ from d2c_cli import (
     attachment,
     demo,
     describe,
+    diff,
     environment,
+    explain,
     fid,
     generation,
     packing,
@@ -86,6 +88,8 @@ def _register(command: Callable[..., None], examples: tuple[str, ...]) -> None:
 
 _register(scoring.score, scoring.EXAMPLES)
 _register(selection.select, selection.EXAMPLES)
+_register(explain.explain, explain.EXAMPLES)
+_register(diff.diff, diff.EXAMPLES)
 _register(attachment.attach, attachment.EXAMPLES)
 _register(packing.pack, packing.EXAMPLES)
 _register(training.train, training.EXAMPLES)

@@ -178,11 +178,6 @@ ScoreBatch = Annotated[int, count("--batch-size", "IMAGES", "Images at once on o
 
 # select, attach, pack
 Ratio = Annotated[
-    float | None,
-    option("--ratio", "SHARE", "Budget as a share of all images, spread equally over the classes."),
-]
-PerClass = Annotated[int | None, count("--per-class", "IMAGES", "Budget as images per class.")]
-Ratios = Annotated[
     Any,
     option(
         "--ratio",
@@ -191,23 +186,25 @@ Ratios = Annotated[
         parser=several(finite),
     ),
 ]
-PerClasses = Annotated[
+PerClass = Annotated[
     Any, option("--per-class", "IMAGES[,...]", "Budget as images per class.", parser=several(at_least(1)))
 ]
-Totals = Annotated[Any, option("--total", "IMAGES[,...]", "Budget as images in all.", parser=several(at_least(1)))]
+Total = Annotated[Any, option("--total", "IMAGES[,...]", "Budget as images in all.", parser=several(at_least(1)))]
 _METHODS = (
     "interval (the paper's rule), random, random-window, min, max, medium; looking at images: herding, k-center, "
     "facility-location, moments, kernel, ot, match; or your own PACKAGE.MODULE:FUNCTION."
 )
 Method = Annotated[str, option("--method", "METHOD", _METHODS)]
-PackMethod = Annotated[
-    str | None, option("--method", "METHOD", "How to select; see `d2c select`.  [default: interval]")
-]
+PackMethod = Annotated[str | None, option("--method", "METHOD", f"{_METHODS}  [default: interval]")]
 Balance = Annotated[
     str,
     option("--balance", "equal|proportional|sqrt|min:N", "How classes of different sizes share the budget."),
 ]
 Spread = Annotated[bool, option("--spread", None, "Let other classes give what small ones lack.")]
+Report = Annotated[
+    Path | None,
+    option("--report", "FILE.html", "Also write a page to look at: pictures, and distances beside random selections."),
+]
 Easiest = Annotated[
     float | None,
     option("--easiest", "SHARE", "Pick only among this share of each class with the lowest scores.", parser=finite),
@@ -269,6 +266,10 @@ Selection = Annotated[
     str | None,
     option("--selection", "NAME", "Which selection.  [default: the one made last]"),
 ]
+_SELECTION = "A selection of the workspace, or a Parquet file with a column key."
+FirstSelection = Annotated[str, typer.Argument(metavar="FIRST", help=_SELECTION)]
+SecondSelection = Annotated[str, typer.Argument(metavar="SECOND", help=_SELECTION)]
+Key = Annotated[str, typer.Argument(metavar="KEY", help="A scored image: its path below the source.")]
 Container = Annotated[
     Literal["tar", "parquet"], option("--container", "tar|parquet", "Shards as WebDataset tar files or as Parquet.")
 ]

@@ -69,10 +69,13 @@ class Output:
     def then(self, command: str, *keep: str) -> None:
         """Name the next command, on stderr, with the options in ``keep`` as they were typed for this one."""
         if self.main and not self.as_json:
-            same = [
-                f" --{name.replace('_', '-')} {shlex.quote(self.typed[name])}" for name in keep if name in self.typed
-            ]
-            typer.echo(f"next: {command}{''.join(same)}", err=True)
+            same = [_as_typed(name, self.typed[name]) for name in keep if name in self.typed]
+            typer.echo(" ".join([f"next: {command}", *same]), err=True)
+
+
+def _as_typed(name: str, value: str) -> str:
+    option = f"--{name.replace('_', '-')}"
+    return option if value == "True" else f"{option} {shlex.quote(value)}"
 
 
 def _resolved(ctx: typer.Context, config: Mapping[str, Any]) -> str:
@@ -82,6 +85,8 @@ def _resolved(ctx: typer.Context, config: Mapping[str, Any]) -> str:
             continue
         # What was typed can be seen; what came from elsewhere is named.
         where = _ELSEWHERE.get(_source(ctx, name), "")
+        if isinstance(value, list | tuple):
+            value = ",".join(map(str, value))
         parts.append(f"{name.replace('_', '-')}={value}{where}")
     return " ".join(parts)
 

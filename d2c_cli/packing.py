@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import typer
 
+from d2c.errors import UsageError
 from d2c_cli import options, plans
 from d2c_cli.output import Output
 from d2c_cli.paths import quoted
@@ -54,8 +56,8 @@ def pack(
         workspace=workspace,
         out=out,
         method=method,
-        ratio=ratio,
-        per_class=per_class,
+        ratio=_one(ratio),
+        per_class=_one(per_class),
         interval=interval,
         features=features,
         text=text,
@@ -89,3 +91,13 @@ def pack(
         return
     model = f"sit-tiny/{result.patch} --recipe small" if device == "cpu" else f"sit-xl/{result.patch}"
     output.then(f"d2c train {quoted(result.path)} --model {model}", "device")
+
+
+def _one(budgets: tuple[Any, ...] | None) -> Any:
+    if budgets is not None and len(budgets) > 1:
+        raise UsageError(
+            "an artifact has one budget",
+            found=", ".join(map(str, budgets)),
+            hint="select them together with d2c select, then pack each with a budget of its own",
+        )
+    return budgets[0] if budgets else None

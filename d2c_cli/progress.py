@@ -137,7 +137,7 @@ class _PlainBar:
 
     def _speak(self, state: str) -> None:
         note = f", {self.note}" if self.note else ""
-        done = f"{self.count:,} of {self.total:,} {self.unit}s"
+        done = f"{self.count:,} of {self.total:,} {self.unit}{'es' if self.unit.endswith('s') else 's'}"
         if self.unit == BYTE:
             done = f"{short_size(self.count)} of {short_size(self.total)}"
         typer.echo(safe(f"{self.label}: {done}, {state}{note}"), err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import typer
 
@@ -104,7 +105,9 @@ def score(
     if isinstance(result, Share):
         output.show({"scores": result.path, "parts": result.total, "parts_done": result.done})
         if result.done == result.total:
-            output.then(f"d2c score {quoted(source)}", "workspace", "device", "scorer", "codec", "size")
+            # All that was typed but what is for one task: with other options nothing that is done would be used.
+            kept = [name for name in output.typed if name not in ("source", "part", "overwrite")]
+            output.then(f"d2c score {quoted(source)}", *kept)
         return
     summary = result.record.summary
     output.show(
@@ -113,7 +116,7 @@ def score(
             "images": summary["images"],
             "bad_files": summary["bad_files"],
             "classes": len(summary["classes"]),
-            "duplicates": summary["duplicates"],
+            "duplicates": _counted(summary["duplicates"]),
             "leaks": summary["leaks"],
             "codec": summary["codec"]["name"],
             "size": summary["size"],
@@ -125,6 +128,10 @@ def score(
         }
     )
     output.then("d2c pack --ratio 0.008", "workspace", "device")
+
+
+def _counted(found: dict[str, Any] | None) -> dict[str, int] | None:
+    return None if found is None else {name: found[name] for name in ("groups", "images", "removed", "conflicts")}
 
 
 def _share(part: str | None) -> tuple[int, int] | None:

@@ -7,21 +7,22 @@ from typing import Any
 
 import typer
 
+from d2c.errors import UsageError
 from d2c_cli import options, plans
 from d2c_cli.output import Output
 
 EXAMPLES = (
     "d2c select --ratio 0.008",
     "d2c select --per-class 50 --interval 16",
-    "d2c select --ratio 0.008,0.04 --method match",
+    "d2c select --ratio 0.008,0.04 --method match --report report.html",
 )
 
 
 def select(
     ctx: typer.Context,
-    ratio: options.Ratios = None,
-    per_class: options.PerClasses = None,
-    total: options.Totals = None,
+    ratio: options.Ratio = None,
+    per_class: options.PerClass = None,
+    total: options.Total = None,
     method: options.Method = "interval",
     interval: options.Interval = None,
     easiest: options.Easiest = None,
@@ -29,6 +30,7 @@ def select(
     features: options.Features = None,
     balance: options.Balance = "equal",
     spread: options.Spread = False,
+    report: options.Report = None,
     workspace: options.Workspace = options.WORKSPACE,
     device: options.Device = "auto",
     gpus: options.Gpus = 1,
@@ -42,7 +44,8 @@ def select(
     """Choose images, within a budget.
 
     In: the workspace's scores, and --ratio, --per-class or --total. Out: a named selection in the workspace, which
-    becomes the current one for attach and pack. `d2c pack` does this by itself; select is for looking first.
+    becomes the current one for attach and pack, and with --report a page to look at. `d2c pack` selects by itself;
+    select is for looking first.
     """
     output = Output.open(ctx)
     from d2c import pipeline
@@ -65,8 +68,11 @@ def select(
         threads=threads,
         overwrite=overwrite,
     )
+    if report is not None and report.is_dir():
+        raise UsageError("the report is a file", where=report, found="a folder", expected=f"{report / 'report.html'}")
     if dry_run:
-        output.show({"steps": plans.select(request)}, dry_run=True)
+        page = [] if report is None else [plans.step("report", ["after select"], {"report": report})]
+        output.show({"steps": plans.select(request) + page}, dry_run=True)
         return
     results, steps = pipeline.select(request, output.progress)
     shown: list[dict[str, Any]] = [
@@ -81,5 +87,8 @@ def select(
         for plan, result in results
     ]
     facts = shown[0] if len(shown) == 1 else {"selections": shown}
+    if report is not None:
+        shown_in, more = pipeline.report(request, [result.name for _, result in results], report, output.progress)
+        facts, steps = {**facts, "report": shown_in.path, "beside_random": shown_in.measured}, [*steps, *more]
     output.show({**facts, "steps": [asdict(step) for step in steps]})
     output.then("d2c pack", "workspace", "device")

@@ -176,5 +176,5 @@ def test_fid_is_told_where_the_artifact_moved(monkeypatch: pytest.MonkeyPatch, t
 def test_budgets_that_contradict_are_usage_errors() -> None:
     both = d2c("select", "--per-class", "2", "--ratio", "0.5")
     assert (both.exit_code, both.stdout) == (2, "")
-    assert "either --ratio R or --per-class N" in both.stderr
+    assert "--ratio R, --per-class N or --total N" in both.stderr
     assert d2c("pack", "--ratio", "1.5").exit_code == 2

@@ -90,6 +90,12 @@ def test_clusters_are_packed_without_text_and_rebuilt_from_their_recipe(
     assert rebuilding.run(rebuilding.plan(asked)).identical
 
 
+@pytest.mark.parametrize("labels", ["cluster:5", "clusters", "clusters:one", "Source"])
+def test_other_labels_are_refused(labels: str, heap: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="clusters:K"):
+        score_pipeline.score(request(heap, tmp_path, labels))
+
+
 def test_one_class_for_all(tmp_path: Path, heap: Path) -> None:
     score_pipeline.score(request(heap, tmp_path / "ws", "none"))
     assert [row["count"] for row in read_json(tmp_path / "ws" / "scores" / CLASSES)] == [95]

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from d2c.selectors.base import ROUNDING, Candidates, Features, Rows, Values, best, features_of, mask
 
 _BLOCK = 4096
-_DENSE = 6000
-"""Candidates up to which all distances are kept: 144 MB. Beyond, they are computed again where they are needed."""
+ANCHORS = 6000
+"""All distances between so many images take 144 MB."""
 _BATCH = 64
 
 
@@ -50,33 +50,36 @@ def facility_location(candidates: Candidates, budget: int, taken: Rows) -> Rows:
 
     With the similarity ``c - distance``, c at least the largest distance, this is the facility location function, and c
     changes no pick. Measured on CIFAR-10: squared distances, cosines and a Gaussian give sets farther from the class.
-    What can no longer be the best is not evaluated (Minoux 1978). Exact at any size: no anchors stand for the class.
+    What can no longer be the best is not evaluated (Minoux 1978). Of more than `ANCHORS` images so many, evenly by
+    key, stand for all where distances are averaged; any image can be picked.
     """
     from threadpoolctl import threadpool_limits
 
     features = features_of(candidates)
     centred = features - features.mean(axis=0, dtype=np.float64)
     with threadpool_limits(1):  # sums over several threads differ from run to run
-        return _lazy_greedy(_Distances(centred), min(budget, len(features)), taken)
+        anchors = np.linspace(0, len(features) - 1, min(len(features), ANCHORS)).astype(np.int64)
+        return _lazy_greedy(_Distances(centred, anchors), min(budget, len(features)), taken)
 
 
 class _Distances:
-    """Distances between rows of features f8 [N, D]: kept up to `_DENSE` rows, else computed when asked for."""
+    """Distances from rows of features f8 [N, D] to A anchors: kept where all are anchors, else computed when asked."""
 
-    def __init__(self, features: Values) -> None:
-        self._features, self.squares = features, np.einsum("nd,nd->n", features, features)
-        self._dense = self._compute(np.arange(len(features))) if len(features) <= _DENSE else None
+    def __init__(self, features: Values, anchors: Rows) -> None:
+        self._features, self._anchors = features, features[anchors]
+        self.squares, self._anchor_squares = (np.einsum("nd,nd->n", x, x) for x in (features, self._anchors))
+        self._dense = self._compute(anchors) if len(anchors) == len(features) else None
 
     def __call__(self, rows: Rows) -> Features:
-        """f4 [len(rows), N]."""
+        """f4 [len(rows), A]."""
         return self._compute(rows) if self._dense is None else self._dense[rows]
 
     def _compute(self, rows: Rows) -> Features:
-        found = np.empty((len(rows), len(self.squares)), np.float32)
+        found = np.empty((len(rows), len(self._anchors)), np.float32)
         for start in range(0, len(rows), _BATCH):
             part = rows[start : start + _BATCH]
-            sums = self.squares[part, None] + self.squares
-            block = sums - 2 * (self._features[part] @ self._features.T)
+            sums = self.squares[part, None] + self._anchor_squares
+            block = sums - 2 * (self._features[part] @ self._anchors.T)
             # Copies are at 0, not at the root of what rounding leaves.
             found[start : start + _BATCH] = np.sqrt(np.where(block > ROUNDING * sums, block, 0))
         return found

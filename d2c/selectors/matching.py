@@ -124,15 +124,11 @@ class Gaussian:
 def principal(features: Features, count: int) -> Values:
     """Centred features on ``count`` axes of largest variance, scaled to a mean square norm of 1: f8 [N, <= count].
 
-    Zeros where all images agree to float32's precision: what is left is rounding.
+    Axes without variance are left out, perhaps all of them.
     """
     from scipy.linalg import eigh
 
-    wide = features.astype(np.float64)
-    size = np.einsum("nd,nd->", wide, wide)
-    wide -= wide.mean(axis=0)
-    if np.einsum("nd,nd->", wide, wide) <= float(np.finfo(np.float32).eps) ** 2 * size:
-        return np.zeros((len(wide), 1))
+    wide = features - features.mean(axis=0, dtype=np.float64)
     short = min(wide.shape)
     table = wide.T @ wide if wide.shape[1] == short else wide @ wide.T
     variances, axes = eigh(table, subset_by_index=[max(0, short - count), short - 1])

@@ -16,8 +16,6 @@ from formats.hashing import xxh3
 
 PAPER_SPAN = 0.74
 """Part of a class that the paper's three ImageNet settings span: n*k/1300 is 0.74, 0.62 and 0.77 (its Appendix C)."""
-NOT_NESTED = frozenset({"interval"})
-"""Methods whose smaller sets do not lie in their larger ones: they refuse ``taken``."""
 
 
 def interval(candidates: Candidates, budget: int, taken: Rows, *, k: int | None = None) -> Rows:
