@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from d2c.errors import D2CError
@@ -45,6 +46,7 @@ PART_SCHEMA = pa.schema(
 
 ``pixels_xxh3`` (of the cropped pixels) and ``phash`` are what duplicates are found by (`d2c.duplicates`)."""
 
+PRINTS = ["pixels_xxh3", "phash"]
 BANDS = {"score_low_noise": (0.0, 1 / 3), "score_mid_noise": (1 / 3, 2 / 3), "score_high_noise": (2 / 3, 1.0)}
 """Named scores: the mean loss over the evaluations whose time t, 0 data and 1 noise, lies in [from, to)."""
 
@@ -77,18 +79,28 @@ class Merged:
                 yield f"{key}\t{size}\t{digest}"
 
 
-def merge(parts: Sequence[Path], where: str, times: Array | None, objective: Objective) -> Merged:
+def merge(
+    parts: Sequence[Path], where: str, times: Array | None, objective: Objective, *, prints: bool = True
+) -> Merged:
     """Join the parts' tables; ``times`` [evals] are those that all images share, None where the parts hold them.
+
+    Without ``prints`` the table of what duplicates are found by has no columns.
 
     Raises:
         D2CError: no image could be read.
     """
-    table = pa.concat_tables([read_table(path) for path in parts]).combine_chunks()
-    bad = table.filter(table["reason"].is_valid()).select(["key", "reason"])
-    good = table.filter(table["reason"].is_null()).drop_columns(["reason"]).sort_by("key")
-    if not good.num_rows:
+    dropped = {*(() if times is None else ("times",)), *(() if prints else PRINTS)}
+    columns = [name for name in PART_SCHEMA.names if name not in dropped]
+    table = pa.concat_tables([read_table(path, columns) for path in parts])
+    bad = table.filter(table["reason"].is_valid()).select(["key", "reason"]).combine_chunks()
+    if bad.num_rows == table.num_rows:
         found = f"{bad.num_rows} files, the first: {bad['key'][0]}: {bad['reason'][0]}"
         raise D2CError("no image could be read", where=where, found=found)
+    # One copy, not one each for filtering and sorting: a million rows are hundreds of megabytes.
+    order = pc.sort_indices(table["key"])
+    order = order.filter(table["reason"].is_null().combine_chunks().take(order))
+    good = table.drop_columns(["reason"]).take(order).combine_chunks()
+    del table
     losses = _matrix(good["losses"])
     drawn = _matrix(good["times"]) if times is None else times[None]
     named = {
@@ -102,7 +114,7 @@ def merge(parts: Sequence[Path], where: str, times: Array | None, objective: Obj
         scores = scores.append_column(name, pa.array(values, from_pandas=True))
     for name in ("gradient", "losses", "xxh3", "bytes", "width", "height"):
         scores = scores.append_column(name, good[name])
-    return Merged(scores, bad, losses, good.select(["pixels_xxh3", "phash"]))
+    return Merged(scores, bad, losses, good.select(PRINTS if prints else []))
 
 
 def weighted(losses: Array, times: Array, objective: Objective) -> dict[str, Array]:

@@ -137,7 +137,8 @@ def _merge(plan: Plan, progress: Progress) -> None:
     if config.estimator == "stratified":
         drawn = [timesteps_of("stratified", config.seed, j, config.evals, [""]) for j in range(config.evals)]
         shared = torch.cat(drawn).double().numpy()
-    read = merge([part.path for part in parts], source.location, shared, plan.scorer.objective)
+    prints = config.duplicates != "off" or plan.held_out is not None
+    read = merge([part.path for part in parts], source.location, shared, plan.scorer.objective, prints=prints)
     merged, twins = config.dedup.run(read, source, plan.held_out, stage.path, progress)
     scores, losses = merged.scores, merged.losses
     write_table(stage.path / SCORES, scores)

@@ -143,7 +143,7 @@ def run(plan: Plan, progress: Progress | None = None) -> Selection:
 def _pool(plan: Plan) -> Pool:
     config, workspace = plan.config, Workspace(plan.config.workspace)
     columns = None if config.method not in METHODS else ["key", "label", config.score]
-    scores = workspace.scores.path / SCORES
+    scores = workspace.scores.output(SCORES)
     if columns and config.score not in (names := pq.read_schema(scores).names):
         raise UsageError("there is no such score", found=config.score, expected=", ".join(names))
     features = None

@@ -197,10 +197,9 @@ class Pool:
 
     def picks(self, rows: Array) -> pa.Table:
         """The table of a selection, of ``rows`` that stand class by class in order of choice."""
-        ordered = np.lexsort((np.arange(len(self.scores)), self.scores, self.labels))
-        starts = np.cumsum([0, *(len(members) for members in self.members)])
-        class_rank = np.empty(len(ordered), dtype=np.int64)
-        class_rank[ordered] = np.arange(len(ordered)) - starts[self.labels[ordered]]
+        class_rank = np.empty(len(self.scores), dtype=np.int64)
+        for members in self.members:
+            class_rank[members[np.argsort(self.scores[members], kind="stable")]] = np.arange(len(members))
         firsts = np.searchsorted(self.labels[rows], self.labels[rows])
         picked = self.table.select(["key", "label"]).take(pa.array(rows))
         picked = picked.append_column("score", pa.array(self.scores[rows]))

@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from threadpoolctl import threadpool_limits
 
 from d2c.errors import D2CError, UsageError
-from d2c.selectors import Candidates, search
+from d2c.selectors import METHODS, Candidates, search
 from d2c.selectors import ot as module
 from d2c.selectors.base import mask
 from d2c.selectors.ot import PartialTransport, Search, Weights, ot
@@ -266,3 +266,13 @@ def test_wrong_input_is_an_error() -> None:
         Weights(capacity=0.9)
     with pytest.raises(D2CError, match="cross-entropies"):
         ot(placed(np.eye(4, dtype=np.float32), np.full(4, np.nan)), 2, NONE)
+
+
+def test_the_scale_of_the_features_changes_no_selection() -> None:
+    features = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
+    keys = [f"{row:02d}" for row in range(40)]
+    picks = [
+        METHODS["ot"].select(Candidates(keys, np.zeros(40), features * scale), 5, np.zeros(0, dtype=np.int64)).tolist()
+        for scale in (np.float32(1), np.float32(2**-10), np.float32(2**10))
+    ]
+    assert picks[0] == picks[1] == picks[2]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from d2c.selectors.base import Candidates, Features, Rows, Values, features_of
 from d2c.selectors.search import greedy, swap
@@ -106,7 +107,7 @@ class Gaussian:
     """
 
     def __init__(self, points: Values) -> None:
-        points = points * np.sqrt(2 / _median_square(points))
+        points = points * np.sqrt(2 / median_square(points))
         halves = -0.5 * np.einsum("nd,nd->n", points, points)[:, None]
         ones = np.ones_like(halves)
         # One product gives -|x - y|^2 / 2.
@@ -140,14 +141,14 @@ def principal(features: Features, count: int) -> Values:
     return np.asarray(points / np.sqrt(np.einsum("nd,nd->", points, points) / len(points)))
 
 
-def _median_square(points: Values) -> float:
+def median_square(points: npt.NDArray[np.floating]) -> float:
     """The median squared distance between different points, of at most `_SAMPLE` of them; 1 where none differ."""
     from scipy.spatial.distance import pdist
 
     some = points[np.linspace(0, len(points) - 1, min(len(points), _SAMPLE)).astype(np.int64)]
     squares = pdist(some, "sqeuclidean")
     # Copies would shrink it to nothing, and after that rounding.
-    apart = squares[squares > _NOTHING]
+    apart = squares[squares > _NOTHING * squares.max(initial=0)]
     return float(np.median(apart)) if len(apart) else 1.0
 
 

@@ -27,7 +27,7 @@ TARGETS = 2_000
 """Images of a class that are shipped to: of a larger class so many, drawn by the seed.
 
 Memory is N x this in f8 (0.8 GB for 50,000 images) beside a copy of the features."""
-KICKS = 16
+KICKS = 10
 """Restarts at budgets up to 10; fewer, and soon none, for larger ones, where each takes longer and gains less."""
 KICKED = 3
 """Picks that a restart replaces."""

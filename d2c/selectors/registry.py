@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from d2c.selectors import geometry, matching, ranks
-from d2c.selectors.base import Selector
-from d2c.selectors.ot import ot
+from d2c.selectors.base import Candidates, Rows, Selector, features_of
+from d2c.selectors.ot import Weights, ot
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,16 @@ class Method:
         return self.select is not ranks.interval
 
 
+SPREAD = 15
+"""Median squared distance of features, in epsilons, that they are scaled to for `ot`, whose epsilon is absolute."""
+
+
+def _ot(candidates: Candidates, budget: int, taken: Rows) -> Rows:
+    features = features_of(candidates)
+    scale = np.sqrt(SPREAD * Weights().epsilon / matching.median_square(features))
+    return ot(replace(candidates, features=features * np.float32(scale)), budget, taken)
+
+
 METHODS = {
     "interval": Method(ranks.interval, "evenly over the ranks by score (the paper's rule)"),
     "random": Method(ranks.random, "no goal: the baseline", seeded=True),
@@ -36,6 +48,6 @@ METHODS = {
     "facility-location": Method(geometry.facility_location, "every image near a pick", features=True),
     "moments": Method(matching.moments, "the class's mean and covariance", features=True),
     "kernel": Method(matching.kernel, "the class's distribution (kernel mean)", features=True),
-    "ot": Method(ot, "the class's distribution (partial optimal transport, as GADC)", features=True, seeded=True),
+    "ot": Method(_ot, "the class's distribution (partial optimal transport, as GADC)", features=True, seeded=True),
     "match": Method(matching.match, "the class's distribution and its difficulty together", features=True),
 }
