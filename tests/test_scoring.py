@@ -82,6 +82,14 @@ def run(asked: ScoringConfig, progress: Progress) -> None:
     score(asked, progress)
 
 
+def test_another_batch_size_changes_scores_by_rounding_only(
+    tmp_path: Path, image_folder: Path, scorer: Path, undisturbed: scoring.Result
+) -> None:
+    other = score(config(image_folder, tmp_path, scorer, batch_size=5))
+    found, expected = (read_table(result.path / SCORES)["score"].to_numpy() for result in (other, undisturbed))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_killed_and_run_again_it_writes_the_same_bytes(
     tmp_path: Path, image_folder: Path, scorer: Path, undisturbed: scoring.Result
 ) -> None:
