@@ -16,12 +16,16 @@ Array = np.ndarray[Any, Any]
 
 
 def histogram(values: Array, picked: Array, *, label: str, unit: str) -> str:
-    """Counts of ``values`` in 40 bins, and over them those of ``picked``; each is scaled to its own peak."""
-    edges = np.histogram_bin_edges(np.concatenate([values, picked]), bins=40)
+    """Counts of ``values`` in 40 bins, and over them those of ``picked``; each is scaled to its own peak.
+
+    The bins at both ends hold what lies beyond them: 0.1 % of ``values``, in which a long tail would drown the rest.
+    """
+    ends = np.quantile(values, (0.0005, 0.9995))
+    edges = np.histogram_bin_edges(ends, bins=40)
     low, high = float(edges[0]), float(edges[-1])
     areas = []
     for data, colour, opacity in ((values, COLOURS[0], 0.25), (picked, COLOURS[1], 0.45)):
-        counts, _ = np.histogram(data, bins=edges)
+        counts, _ = np.histogram(np.clip(data, *ends), bins=edges)
         heights = counts / max(int(counts.max()), 1)
         steps = zip(np.repeat(edges, 2)[1:-1], np.repeat(heights, 2), strict=True)
         line = " ".join(f"{_x(x, low, high):.1f},{_y(y, 0, 1):.1f}" for x, y in steps)
@@ -43,7 +47,7 @@ def bars(values: Array, *, label: str, x_unit: str, y_unit: str, level: float | 
         left, right, up = _x(place - 0.5 + gap, *x), _x(place + 0.5 - gap, *x), _y(value, 0, top)
         found.append(
             f'<rect x="{left:.1f}" y="{up:.1f}" width="{right - left:.2f}" height="{HEIGHT - BOTTOM - up:.1f}" '
-            f'style="fill:{COLOURS[0]};fill-opacity:0.5"/>'
+            f'style="fill:{COLOURS[0]};fill-opacity:0.5;stroke:{COLOURS[0]}"/>'
         )
     if level is not None:
         y = _y(level, 0, top)
@@ -109,7 +113,7 @@ def _frame(
     axis = f'<path d="M{LEFT},{TOP} V{HEIGHT - BOTTOM} H{WIDTH - RIGHT}" fill="none" stroke="#888"/>'
     quarters = (0, 0.25, 0.5, 0.75, 1)
     ticks = [
-        f'<text x="{_x(at, *x):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{at:.3g}</text>'
+        f'<text x="{_x(at, *x):.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{at:.4g}</text>'
         for at in marks or [x[0] + part * (x[1] - x[0]) for part in quarters]
     ]
     for part in quarters:

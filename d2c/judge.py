@@ -47,7 +47,7 @@ def open_space(
     config, inputs = {"size": size, "images": IMAGES, "seed": 0}, {"scores": scores.digest}
     if stage.stale(config, inputs):
         stage.begin(config, inputs)
-        progress.say("fid: training a classifier on the source, to measure with (--inception FILE gives FID itself)")
+        progress.say("training a classifier on the source, to measure with (--inception FILE gives FID itself)")
         with stage.spending(), runtime.one_thread(device):
             labels, pixels = read_images(source, scored_rows(workspace, source, IMAGES, "judge"), size)
             judge = train_classifier(pixels, labels, device=device, progress=progress)

@@ -187,7 +187,7 @@ def _in_features(
         return [], None, None
     full = FullSet.of(features, chosen.labels, len(chosen.names), len(chosen.rows))
     seen = ((features[rows], chosen.labels[rows]) for rows in subsets)
-    name = f"Features of {plan.features.config['encoder']}"
+    name = f"Features of {_encoder(plan.features)}"
     space, distances = _space(name, full, seen, selectors_own=_looks_at_images(plan))
     groups = Clusters(features, full.stats, len(chosen.rows))
     covered = [groups.covered(features[rows]) for rows in subsets]
@@ -286,8 +286,12 @@ def _costs(plan: Plan) -> list[tuple[str, float, str]]:
     stages = [("score", plan.scores), ("select", plan.selection)]
     if plan.features is not None:
         used = "" if _looks_at_images(plan) else " (for this page only)"
-        stages.insert(1, (f"features of {plan.features.config['encoder']}{used}", plan.features))
+        stages.insert(1, (f"features of {_encoder(plan.features)}{used}", plan.features))
     return [(name, float(record.cost["seconds"]), str(record.cost["device"])) for name, record in stages]
+
+
+def _encoder(features: Record) -> str:
+    return "a Parquet file" if features.config["encoder"] == "parquet" else str(features.config["encoder"])
 
 
 def _images(plan: Plan, name: str) -> int:

@@ -149,7 +149,7 @@ def _difficulty(overview: Overview) -> list[str]:
     words = "as hard as" if abs(shift) < 0.05 else f"{abs(shift):.2f} standard deviations {_way(shift)} than"
     return [
         report.text(f"On average the picks are {words} all images."),
-        report.chart(svg, "Difficulty of all images and of the picks"),
+        report.chart(svg, "Difficulty of all images and of the picks; the bars at the ends hold all beyond them"),
         report.chart(tenths, "Picks in each tenth of their class; dashed: without regard to difficulty"),
     ]
 

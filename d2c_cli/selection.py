@@ -71,7 +71,11 @@ def select(
     if report is not None and report.is_dir():
         raise UsageError("the report is a file", where=report, found="a folder", expected=f"{report / 'report.html'}")
     if dry_run:
-        page = [] if report is None else [plans.step("report", ["after select"], {"report": report})]
+        page = (
+            []
+            if report is None
+            else [plans.step("report", ["after select"], {"report": report, "features": request.encoder or "scorer"})]
+        )
         output.show({"steps": plans.select(request) + page}, dry_run=True)
         return
     results, steps = pipeline.select(request, output.progress)

@@ -21,7 +21,9 @@ from d2c_cli.app import app
 from formats.errors import IntegrityError, VersionError
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = tuple("score select explain diff attach pack train sample fid verify inspect repack push pull rebuild demo".split())
+COMMANDS = tuple(
+    "score select explain diff attach pack train sample fid verify inspect repack push pull rebuild demo".split()
+)
 
 
 @pytest.fixture(autouse=True)

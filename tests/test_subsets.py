@@ -107,3 +107,12 @@ def test_features_that_are_no_numbers_are_refused() -> None:
 def test_bars_have_short_ticks_and_a_height_for_nothing() -> None:
     assert [charts._round_up(value) for value in (0, 0.03, 7, 10, 100, 101)] == [1, 0.04, 8, 12, 120, 120]
     assert charts.bars(np.zeros(3), label="none", x_unit="x", y_unit="y").count("<rect") == 3
+
+
+def test_a_histogram_counts_every_image_and_a_far_one_does_not_squeeze_the_others() -> None:
+    values = np.append(np.linspace(0, 1, 4000), 1e6)
+    svg = charts.histogram(values, values[:5], label="scores", unit="score")
+    assert "1e+06" not in svg
+    assert "all 4,001 images" in svg
+    # Images that are all alike have a histogram too.
+    assert "<polygon" in charts.histogram(np.ones(9), np.ones(3), label="scores", unit="score")
