@@ -160,8 +160,17 @@ def report(
     """A page about the last of the selections ``names``, which the others lie inside.
 
     It measures in the features that the selection was made with, else in the scorer's, which are computed first.
+
+    Raises:
+        UsageError: several ranks ask for it.
     """
     progress, steps = progress or Silent(), list[Step]()
+    if runtime.ranks().world > 1:
+        raise UsageError(
+            "a report is written by one process",
+            found=f"{runtime.ranks().world} ranks",
+            hint="run the same command once more without torchrun: what is selected is kept",
+        )
     record = Workspace(request.workspace).selection(names[-1]).require("d2c select --ratio R")
     features = record.config.get("features")
     if features is None:

@@ -43,12 +43,9 @@ are few: the paper's regime is about 1,000 in a latent space.
 
 def main(out: Path) -> None:
     """Read the reports and print the page."""
-    reports = {
-        method: [
-            read(path) for seed in range(SEEDS) if (path := out / "runs" / f"{method}-{seed}" / "fid" / "fid.json").exists()
-        ]
-        for method in METHODS
-    }  # fmt: skip
+    runs = out / "runs"
+    paths = {name: [runs / f"{name}-{seed}" / "fid" / "fid.json" for seed in range(SEEDS)] for name in METHODS}
+    reports = {method: [read(path) for path in found if path.exists()] for method, found in paths.items()}
     reports = {method: found for method, found in reports.items() if len(found) == SEEDS}
     judge = read(out / "workspace" / "judge" / "stage.json")["summary"]
     protocol = reports["random"][0]["protocol"]
