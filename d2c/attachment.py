@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from d2c import picks as picked
-from d2c import runtime
+from d2c import runtime, text_table
 from d2c.config import execution
 from d2c.encoding import is_scorer, open_for_scores, public_name, slug, weights_stamp
 from d2c.parts import Part, ToDo, require_all, split, work
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
-from d2c.text import TextEncoder, open_text, prompts
+from d2c.text import Synonyms, open_text, prompts
 from d2c.tokens import PART, save_array
 from d2c.workspace import Stage, Workspace
 from formats.files import read_json, write_json
-from formats.hashing import xxh3
+from formats.hashing import xxh3, xxh3_file
 
 TEXT_TEMPLATE = "a photo of a {class}"
 """The paper's prompt (section 3.3)."""
@@ -33,6 +33,7 @@ TEXT_TEMPLATE = "a photo of a {class}"
 class AttachmentConfig:
     """What to attach to the selection ``selection``: ``text`` and ``vision`` name encoders, None attaches nothing.
 
+    ``text`` may be a table of the user's own (`d2c.text_table`), which needs no ``template`` and no ``synonyms``.
     ``grid`` is the side of the token grid that the vision tokens must lie on (16 for a /2 model on 32 x 32 latents).
     """
 
@@ -40,6 +41,7 @@ class AttachmentConfig:
     selection: str
     text: str | None = "hashed"
     template: str = TEXT_TEMPLATE
+    synonyms: Synonyms = "first"
     vision: str | None = "scorer"
     grid: int
     batch_size: int = 64
@@ -53,7 +55,9 @@ class AttachmentConfig:
 
     def text_identity(self) -> dict[str, Any]:
         """What decides the text embeddings."""
-        return {"text": self.text, "template": self.template}
+        if text_table.is_table(self.text):
+            return {"text": self.text}
+        return {"text": self.text, "template": self.template, "synonyms": self.synonyms}
 
     def vision_identity(self) -> dict[str, Any]:
         """What decides the vision tokens."""
@@ -106,7 +110,7 @@ def plan(config: AttachmentConfig) -> Plan:
     )
     names = xxh3(repr([(c["id"], c["name"]) for c in scores.summary["classes"]]).encode())
     inputs = {
-        "text": {"classes": names, "weights": weights_stamp(config.text)},
+        "text": {"classes": names, "weights": _text_stamp(config.text)},
         "vision": {"selection": chosen.digest, "scores": scores.digest, "weights": weights_stamp(config.vision)},
     }
     text = workspace.text(slug(config.text, config.text_identity())) if config.text else None
@@ -141,6 +145,12 @@ def _reasons(config: AttachmentConfig, stage: Stage | None, asked: dict[str, Any
     return ["--overwrite"] if config.overwrite else stage.stale(asked, inputs)
 
 
+def _text_stamp(text: str | None) -> str:
+    """As `weights_stamp`; of a table, its bytes."""
+    path = Path(text or "").expanduser()
+    return xxh3_file(path) if text_table.is_table(text) and path.is_file() else weights_stamp(text)
+
+
 def _attach_vision(plan: Plan, stage: Stage, progress: Progress) -> None:
     config, device = plan.config, runtime.resolve_device(plan.config.device)
     lock = runtime.once(stage.lock)
@@ -165,13 +175,19 @@ def _attach_text(plan: Plan, stage: Stage | None) -> None:
     with stage.locked():
         stage.begin(config.text_identity(), plan.inputs["text"])
         with stage.spending(), runtime.one_thread(device):
-            encoder: TextEncoder = open_text(config.text, device)
-            sentences = prompts([c["name"] for c in classes], config.template)
-            embeds, mask = encoder.encode(sentences)
+            if text_table.is_table(config.text):
+                table = text_table.load(Path(config.text).expanduser(), classes)
+                info, embeds, mask = table.info, table.embeds, table.mask
+                sentences, asked = [""] * len(classes), {}
+            else:
+                encoder = open_text(config.text, device)
+                sentences = prompts([c["name"] for c in classes], config.template, config.synonyms)
+                info, (embeds, mask) = encoder.info, encoder.encode(sentences)
+                asked = {"prompt_template": config.template, "synonyms": config.synonyms}
             save_array(stage.path / "text_embeds.npy", embeds)
             save_array(stage.path / "text_mask.npy", mask)
             write_json(stage.path / "prompts.json", sentences)
-        summary = {**encoder.info.to_dict(), "prompt_template": config.template}
+        summary = {**info.to_dict(), **asked}
         stage.finish(["text_embeds.npy", "text_mask.npy", "prompts.json"], summary, device=device.type)
 
 

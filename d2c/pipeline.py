@@ -17,6 +17,7 @@ from d2c.progress import Progress, Silent
 from d2c.selection import SelectionConfig
 from d2c.selectors import METHODS
 from d2c.steps import Step, run_step
+from d2c.text import Synonyms
 from d2c.tokens import TokenCodec
 from d2c.workspace import Workspace
 from formats.schema import Container
@@ -103,6 +104,7 @@ class PackRequest:
     interval: int | None = None
     features: str | None = None
     text: str | None = None
+    synonyms: Synonyms | None = None
     vision: str | None = None
     grid: int | None = None
     tokens: TokenCodec = "int8"
@@ -224,13 +226,12 @@ def attachment_config(request: PackRequest, name: str) -> attachment.AttachmentC
     usual = ("hashed" if small else "t5") if named else "none"
     text = request.text or before.get("asked_text") or usual
     vision = request.vision or before.get("asked_vision") or ("scorer" if small else "dinov2")
-    # The grid of a /2 model, so that the published sizes train on it; huge pixel grids keep the scorer's own.
-    latent, own = int(scores.summary["codec"]["size"]), int(scores.summary["scorer"]["grid"])
-    grid = request.grid or before.get("grid") or (latent // 2 if latent <= SMALL else own)
+    grid = request.grid or before.get("grid") or usual_grid(workspace)
     return attachment.AttachmentConfig(
         workspace=request.workspace,
         selection=name,
         text=None if text == "none" else text,
+        synonyms=request.synonyms or before.get("synonyms") or "first",
         vision=None if vision == "none" else vision,
         grid=grid,
         seed=request.seed,
@@ -238,6 +239,16 @@ def attachment_config(request: PackRequest, name: str) -> attachment.AttachmentC
         gpus=request.gpus,
         threads=request.threads,
     )
+
+
+def usual_grid(workspace: Workspace) -> int:
+    """Side of the token grid that nobody named: a /2 model's, so that the published sizes train on it.
+
+    Huge grids of pixels keep the scorer's own.
+    """
+    summary = workspace.scores.require("d2c score DIR").summary
+    latent = int(summary["codec"]["size"])
+    return latent // 2 if latent <= SMALL else int(summary["scorer"]["grid"])
 
 
 def attach(
@@ -250,7 +261,12 @@ def attach(
     reasons = [f"text: {why}" for why in plan.text_reasons] + [f"vision: {why}" for why in plan.vision_reasons]
     result, step = run_step("attach", reasons, lambda: attachment.run(plan, progress), progress)
     if remember:
-        asked = {"asked_text": config.text or "none", "asked_vision": config.vision or "none", "grid": request.grid}
+        asked = {
+            "asked_text": config.text or "none",
+            "asked_vision": config.vision or "none",
+            "grid": request.grid,
+            "synonyms": request.synonyms,
+        }
         runtime.once(lambda: Workspace(request.workspace).set_current(f"attachments/{name}", asked))
     return result, step.telling({"text": result.text, "vision": result.vision})
 

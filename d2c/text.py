@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ TOKENS = 16
 """Tokens per prompt; longer prompts are cut (paper, section 3.3)."""
 T5_REPO = "google/flan-t5-xl"
 TEMPLATE = "a photo of a {class}"
+Synonyms = Literal["first", "all"]
+"""Which of a class's comma-separated names its prompt has."""
 HASHED_WIDTH = 256
 _BATCH = 64
 _OFFLINE = "or need no download: --text hashed"
@@ -54,10 +56,11 @@ class TextEncoder(Protocol):
         ...
 
 
-def prompts(class_names: Sequence[str], template: str = TEMPLATE) -> list[str]:
-    """One prompt per class: the first of comma-separated synonyms, underscores as spaces, in ``template``.
+def prompts(class_names: Sequence[str], template: str = TEMPLATE, synonyms: Synonyms = "first") -> list[str]:
+    """One prompt per class: its comma-separated synonyms, the first or all, underscores as spaces, in ``template``.
 
-    ``"tench, Tinca tinca"`` -> ``"a photo of a tench"``.
+    ``"tench, Tinca tinca"`` -> ``"a photo of a tench"``, or ``"a photo of a tench, Tinca tinca"`` with ``all``.
+    Encoders cut what exceeds 16 tokens, so of many synonyms the last are lost.
 
     Raises:
         D2CError: a class has no name, or ``template`` has no ``{class}``.
@@ -66,14 +69,15 @@ def prompts(class_names: Sequence[str], template: str = TEMPLATE) -> list[str]:
         raise D2CError("the prompt template has no place for the class", found=template, expected="{class} in it")
     sentences = []
     for index, name in enumerate(class_names):
-        first = " ".join(name.split(",")[0].replace("_", " ").split())
-        if not first:
+        words = [" ".join(synonym.replace("_", " ").split()) for synonym in name.split(",")]
+        label = words[0] if synonyms == "first" else ", ".join(filter(None, words))
+        if not label:
             raise D2CError(
                 f"class {index} has no name to make a prompt from",
                 found=repr(name),
                 hint="rename its folder (or its entry in the label names), or attach no text: --text none",
             )
-        sentences.append(template.replace("{class}", first))
+        sentences.append(template.replace("{class}", label))
     return sentences
 
 
@@ -92,7 +96,7 @@ def open_text(name: str, device: torch.device) -> TextEncoder:
         return OpenClipText(rest, device)
     raise D2CError(
         f"there is no text encoder {name!r}",
-        expected="hashed, t5, t5:REPO_OR_FOLDER or open_clip:MODEL:TAG_OR_FILE",
+        expected="hashed, t5, t5:REPO_OR_FOLDER, open_clip:MODEL:TAG_OR_FILE, FILE.parquet or FILE.npz",
         hint="--text hashed",
     )
 

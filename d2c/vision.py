@@ -98,8 +98,7 @@ class TimmTokens:
         if not timm.is_model(architecture):
             raise D2CError(f"timm knows no model {name!r}", hint="--vision dinov2, or see timm.list_models('vit_*')")
         path = _timm_weights(name, file, hint)
-        patch = _timm_patch(architecture)
-        input_px = grid * patch
+        input_px = _timm_input(architecture, grid)
         try:
             state = timm.models.load_state_dict(str(path))
             model: Any = timm.create_model(
@@ -161,7 +160,9 @@ class OpenClipTokens:
         if not config.get("patch_size") or config.get("attentional_pool"):
             raise D2CError(
                 f"{name} is no open_clip model with a plain vision transformer",
-                hint="such as open_clip:ViT-L-14:TAG; image towers that come from timm: --vision timm:MODEL",
+                hint=f"its tower is timm's, which reads open_clip's files too: --vision timm:{tower}:FILE"
+                if (tower := config.get("timm_model_name"))
+                else "such as open_clip:ViT-L-14:TAG",
             )
         patch = int(config["patch_size"])
         loaded = load_open_clip(spec, device, image_size=grid * patch, hint=hint)
@@ -215,19 +216,33 @@ def _timm_weights(name: str, file: Path | None, hint: str) -> Path:
     return path
 
 
-def _timm_patch(architecture: str) -> int:
-    """Side of a patch in pixels, read from the architecture without making its weights."""
-    import timm
+def _timm_input(architecture: str, grid: int) -> int:
+    """Side in pixels of the image that gives ``grid`` x ``grid`` patch tokens, tried without making any weights.
 
-    with torch.device("meta"):
+    Raises:
+        D2CError: the architecture gives none.
+    """
+    import timm
+    from timm.layers.helpers import to_2tuple
+
+    refused = D2CError(
+        f"timm's {architecture} is no plain vision transformer, so it has no grid of {grid} x {grid} patch tokens",
+        hint="--vision dinov2, or another timm model of the vit_* and eva* families",
+    )
+    with torch.device("meta"), torch.inference_mode():
         probe: Any = timm.create_model(architecture, pretrained=False, num_classes=0)
-    patch = getattr(getattr(probe, "patch_embed", None), "patch_size", None)
-    if patch is None or not hasattr(probe, "num_prefix_tokens"):
-        raise D2CError(
-            f"timm's {architecture} is no plain vision transformer, so it has no grid of patch tokens",
-            hint="--vision dinov2, or another timm model of the vit_* and eva* families",
-        )
-    return int(patch[0])
+        patch = getattr(getattr(probe, "patch_embed", None), "patch_size", None)
+        if patch is None or not hasattr(probe, "num_prefix_tokens"):
+            raise refused
+        side = grid * int(to_2tuple(patch)[0])
+        try:
+            sized: Any = timm.create_model(architecture, pretrained=False, num_classes=0, img_size=side)
+            shape = sized.eval().forward_features(torch.zeros(1, 3, side, side)).shape
+        except UNREADABLE as error:
+            raise refused from error
+        if shape != (1, sized.num_prefix_tokens + grid * grid, sized.num_features):
+            raise refused
+    return side
 
 
 def _prepare(pixels: NDArray[np.uint8], info: EncoderInfo, device: torch.device) -> Tensor:

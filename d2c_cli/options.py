@@ -240,10 +240,30 @@ Text = Annotated[
     option(
         "--text",
         "ENCODER",
-        "Text encoder: none, hashed, t5, t5:DIR or open_clip:MODEL:FILE.  [default: what was attached last, else "
+        "Text encoder: none, hashed, t5, t5:DIR or open_clip:MODEL:FILE; or FILE.parquet or FILE.npz with your own "
+        "embeddings, a row for each class.  [default: what was attached last, else "
         "hashed for small images, t5 for others]",
     ),
 ]
+Synonyms = Annotated[
+    Literal["first", "all"] | None,
+    option(
+        "--synonyms",
+        "first|all",
+        "Of a class called `tench, Tinca tinca` the prompt takes the first name, or all.  [default: what was attached "
+        "last, else first]",
+    ),
+]
+RankEncoders = Annotated[
+    Any,
+    option(
+        "--rank-encoders",
+        "ENCODER[,...]",
+        "Instead of attaching: rank vision encoders by the spatial structure of their tokens (iREPA), in minutes.",
+        parser=several(str),
+    ),
+]
+RankImages = Annotated[int, count("--rank-images", "IMAGES", "Scored images that encoders are ranked on.")]
 Vision = Annotated[
     str | None,
     option(

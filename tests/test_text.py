@@ -54,6 +54,14 @@ def test_prompts_take_the_first_synonym_and_clean_the_name() -> None:
     assert prompts(["cat"], "{class}") == ["cat"]
 
 
+def test_prompts_take_all_synonyms_where_asked() -> None:
+    names = ["tench, Tinca tinca", "cat", "great_white_shark,  white  shark,", ", Tinca tinca"]
+    expected = ["a tench, Tinca tinca", "a cat", "a great white shark, white shark", "a Tinca tinca"]
+    assert prompts(names, "a {class}", "all") == expected
+    with pytest.raises(D2CError, match="class 1 has no name"):
+        prompts(["cat", " , "], synonyms="all")
+
+
 @pytest.mark.parametrize("name", ["", "  ", "___", ", Tinca tinca"])
 def test_a_class_without_a_name_is_an_error_that_names_it(name: str) -> None:
     with pytest.raises(D2CError, match="class 1 has no name"):
