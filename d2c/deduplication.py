@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -12,14 +11,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from d2c import batches, duplicates
-from d2c.duplicates import KEEP, Keep, Read
+from d2c import batches, duplicates, runtime
+from d2c.duplicates import KEEP, Found, Keep, Read
 from d2c.errors import UsageError
+from d2c.labelling import OWN
 from d2c.progress import Progress
 from d2c.score_table import Merged
 from d2c.sources import Source
 from d2c.workspace import DUPLICATES, LEAKS
-from formats.files import write_table
 
 Duplicates: TypeAlias = Literal["report", "drop", "off"]
 """What becomes of duplicates: they are listed, or all but one of each group are dropped too, or nobody looks."""
@@ -48,21 +47,22 @@ class Deduplication:
     keep: Keep
     size: int
     threads: int
+    labels: str
 
     def run(
-        self, merged: Merged, source: Source, held_out: Source | None, folder: Path, progress: Progress
-    ) -> tuple[Merged, dict[str, Any]]:
-        """Write ``duplicates.parquet`` and ``leaks.parquet`` (empty where not looked for) to ``folder``.
+        self, merged: Merged, source: Source, held_out: Source | None, progress: Progress
+    ) -> tuple[Merged, dict[str, Any], dict[str, pa.Table]]:
+        """Find duplicates and leaks.
 
         Returns:
-            What stays, and the summary: ``duplicates`` (groups, images, removed, conflicts, examples, skipped), None
-            where nobody looked, and ``leaks``, None without a held-out source.
+            What stays; the summary: ``duplicates`` (groups, images, removed, conflicts, examples, skipped), None where
+            nobody looked, ``leaks`` and ``held_out`` (images, bad), None without a held-out source; and the tables
+            ``duplicates.parquet`` and ``leaks.parquet``, empty where nobody looked.
         """
         found_in_source: dict[str, Any] | None = None
-        listed, leaks = _NO_DUPLICATES, None
+        listed, leaks, theirs = _NO_DUPLICATES, None, None
         if self.duplicates != "off" or held_out is not None:
             prints, places = merged.prints, _places(source, merged.scores["key"])
-            theirs = None
             if held_out is not None:
                 theirs, rows = self._describe(held_out, progress)
                 prints = pa.concat_tables([prints, theirs.select(prints.column_names)])
@@ -71,24 +71,38 @@ class Deduplication:
             if found.skipped:
                 progress.warn(f"{found.skipped:,} comparisons of very similar images were left out: some may be missed")
             if self.duplicates != "off":
-                listed, found_in_source = duplicates.resolve(merged.scores, found, self.keep)
+                listed, found_in_source = self._resolve(merged.scores, found)
             if theirs is not None:
                 leaks = duplicates.leaks(merged.scores["key"], theirs["key"], found)
-        write_table(folder / DUPLICATES, listed)
-        write_table(folder / LEAKS, _NO_LEAKS if leaks is None else leaks)
         if self.duplicates == "drop":
             gone = listed.filter(pc.invert(listed["kept"]))["key"]
             merged = merged.without(pc.is_in(merged.scores["key"], value_set=gone.combine_chunks()).to_numpy())
-        return merged, {
-            "duplicates": None if found_in_source is None else {"then": self.duplicates, **found_in_source},
-            "leaks": None if leaks is None else leaks.num_rows,
-        }
+        return (
+            merged,
+            {
+                "duplicates": None if found_in_source is None else {"then": self.duplicates, **found_in_source},
+                "leaks": None if leaks is None else leaks.num_rows,
+                "held_out": None if theirs is None or held_out is None else _told(held_out, theirs.num_rows, progress),
+            },
+            {DUPLICATES: listed, LEAKS: _NO_LEAKS if leaks is None else leaks},
+        )
+
+    def _resolve(self, scores: pa.Table, found: Found) -> tuple[pa.Table, dict[str, Any]]:
+        if self.labels == OWN:
+            return duplicates.resolve(scores, found, self.keep)
+        # Clusters are no labels that could contradict each other.
+        place = scores.column_names.index("label")
+        one = scores.set_column(place, "label", pa.array(np.zeros(scores.num_rows, np.int32)))
+        listed, summary = duplicates.resolve(one, found, self.keep)
+        own = scores["label"].take(pc.index_in(listed["key"], value_set=scores["key"].combine_chunks()))
+        return listed.set_column(listed.column_names.index("label"), "label", own), summary
 
     def _describe(self, held_out: Source, progress: Progress) -> tuple[pa.Table, npt.NDArray[np.int64]]:
         """key, pixels_xxh3 and phash of the readable images of a held-out source, and their indices in it."""
         keys, pixels, hashed, rows = [], [], [], [np.empty(0, np.int64)]
         with progress.bar("held-out", len(held_out), "image") as bar:
-            for batch in batches.load(held_out, range(len(held_out)), self.size, batch=_BATCH, threads=self.threads):
+            order = held_out.storage_order().tolist()
+            for batch in batches.load(held_out, order, self.size, batch=_BATCH, threads=self.threads):
                 prints = duplicates.fingerprints(batch.pixels)
                 keys += [held_out.keys[index] for index in batch.indices]
                 pixels += prints[0]
@@ -96,19 +110,37 @@ class Deduplication:
                 rows.append(batch.indices)
                 bar.advance(len(batch) + len(batch.bad))
         if not keys:
-            raise UsageError("no held-out image can be read", where=held_out.location)
+            raise UsageError("no held-out image can be read", where=held_out.location, found=f"{len(held_out)} files")
         columns = {"key": keys, "pixels_xxh3": pixels, "phash": pa.array(hashed, pa.binary())}
         return pa.table(columns), np.concatenate(rows)
+
+    def _pixels(self, source: Source, indices: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.uint8]]:
+        """Pixels of all ``indices``, in order; what can no longer be read is noise, which is like no other image."""
+        for start in range(0, len(indices), _BATCH):
+            wanted = indices[start : start + _BATCH].tolist()
+            loaded = next(batches.load(source, wanted, self.size, batch=_BATCH, threads=self.threads))
+            found = dict(zip(loaded.indices.tolist(), loaded.pixels, strict=True))
+            for index in set(wanted) - set(found):
+                noise = runtime.rng("unreadable", source.keys[index]).integers(0, 256, (self.size, self.size, 3))
+                found[index] = noise.astype(np.uint8)
+            yield np.stack([found[index] for index in wanted])
 
     def _reader(self, source: Source, held_out: Source | None, ours: int, places: npt.NDArray[np.int64]) -> Read:
         def read(rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.uint8]]:
             for where, chosen in ((source, rows[rows < ours]), (held_out, rows[rows >= ours])):
                 if where is not None:
-                    wanted = places[chosen].tolist()
-                    for batch in batches.load(where, wanted, self.size, batch=_BATCH, threads=self.threads):
-                        yield batch.pixels
+                    yield from self._pixels(where, places[chosen])
 
         return read
+
+
+def _told(held_out: Source, images: int, progress: Progress) -> dict[str, int]:
+    bad = len(held_out) + len(held_out.bad) - images
+    for note in held_out.notes:
+        progress.say(f"held-out: {note}")
+    if bad:
+        progress.warn(f"{bad} held-out files cannot be used, so leaks of them are not seen")
+    return {"images": images, "bad": bad}
 
 
 def _places(source: Source, keys: pa.ChunkedArray) -> npt.NDArray[np.int64]:

@@ -41,6 +41,9 @@ def open_labelled(
     base = open_source(location, progress, labels="none")
     stage, asked, inputs = workspace.clusters, _asked(k, seed), {"source": base.digest}
 
+    if k > len(base):
+        raise UsageError("there are fewer images than clusters", found=len(base), expected=f"at least {k}")
+
     def find() -> None:
         with stage.locked():
             stage.begin(asked, inputs)

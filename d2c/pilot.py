@@ -8,6 +8,7 @@ import numpy as np
 
 from d2c import batches, runtime
 from d2c.difficulty import Difficulty, Settings
+from d2c.errors import D2CError
 from d2c.estimator import agreement
 from d2c.progress import Progress
 from d2c.sources import Source
@@ -51,6 +52,8 @@ def run(config: Settings, source: Source, target: float, progress: Progress) -> 
                     means.append(judge.losses(batch.pixels, keys, own)[0].numpy().mean(axis=1))
                     bar.advance(evals * len(keys))
                 scores.append(np.concatenate(means))
+            if not any(len(batch) for batch in loaded):
+                raise D2CError("none of the images to try can be read", where=source.location, found=len(chosen))
             good = np.isin(chosen, np.concatenate([batch.indices for batch in loaded]))
             found, classes = agreement(scores[0], scores[1], labels[good])
             tried.append({"evals": evals, "rank_correlation": round(found, 4)})

@@ -133,6 +133,11 @@ def _choose_evals(
     asked["target"] = target
     inputs = {name: value for name, value in plan.inputs.items() if name not in LATE}
     reasons = stage.stale(asked, inputs)
+    if reasons and config.share is not None:
+        raise UsageError(
+            "the tasks of a job array share one number of evaluations, and it is not chosen yet",
+            hint="name one with --evals, or run the command once without --part until it scores",
+        )
 
     def choose() -> None:
         with stage.locked():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from d2c.scorers import Denoiser, load_denoiser
 from d2c.sources import Source, open_source
 from d2c.workspace import Stage, Workspace
 from formats.files import read_table
-from formats.hashing import xxh3_array
+from formats.hashing import xxh3_array, xxh3_json
 
 LATE = ("duplicates", "keep", "held_out")
 """What counts only after all images are scored: other choices there cost no second scoring."""
@@ -88,7 +89,7 @@ class ScoringConfig:
     @property
     def dedup(self) -> Deduplication:
         """What becomes of duplicates."""
-        return Deduplication(self.duplicates, self.keep, self.size, self.threads)
+        return Deduplication(self.duplicates, self.keep, self.size, self.threads, self.labels)
 
     @property
     def settings(self) -> Settings:
@@ -115,7 +116,15 @@ class Plan:
     def parts(self) -> list[Part]:
         """Runs of whole batches of images that follow each other in the source's storage."""
         batch = self.config.batch_size
-        return split(len(self.source), batch * -(-self.config.part // batch), self.stage.path / "parts", ".parquet")
+        folder = self.stage.path / "parts" / self.digest
+        return split(len(self.source), batch * -(-self.config.part // batch), folder, ".parquet")
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides the parts. They lie in a folder of this name, so that parts of different settings, which
+        stragglers of an earlier job may still write, never meet in one table.
+        """
+        return parts_digest(identity(self.config), self.inputs, self.stage.version)
 
     def parts_with_bad(self) -> list[Part]:
         """Finished parts that hold an image which could not be read."""
@@ -126,6 +135,12 @@ class Plan:
     def evaluations(self) -> int:
         """Denoiser evaluations in all."""
         return len(self.source) * self.config.evals
+
+
+def parts_digest(config: Mapping[str, Any], inputs: Mapping[str, str], version: int) -> str:
+    """Of the options and inputs that parts depend on."""
+    kept = [{name: value for name, value in asked.items() if name not in LATE} for asked in (config, inputs)]
+    return xxh3_json([*kept, version])[:16]
 
 
 def open_scored(config: ScoringConfig) -> Source:
@@ -161,6 +176,8 @@ def plan(config: ScoringConfig, source: Source | None = None) -> Plan:
     }
     reasons = ["--overwrite"] if config.overwrite else stage.stale(identity(config), inputs)
     made = Plan(config, stage, reasons, source, denoiser, codec, inputs, classes, held_out)
+    if reasons == ["not run yet"] and any(part.done for part in made.parts):
+        return replace(made, reasons=["an interrupted run is resumed"])
     if not reasons and config.retry_bad and (again := made.parts_with_bad()):
         return replace(made, reasons=[f"{len(again)} parts with unreadable images are tried again"])
     return made

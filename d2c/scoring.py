@@ -22,11 +22,11 @@ from d2c.estimator import Reliability, reliability, timesteps_of
 from d2c.parts import Part, ToDo, require_all, work
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
-from d2c.score_plan import LATE, Plan, ScoringConfig, estimate_seconds, open_scored, plan
+from d2c.score_plan import Plan, ScoringConfig, estimate_seconds, open_scored, parts_digest, plan
 from d2c.score_table import merge
 from d2c.scorers import Denoiser
 from d2c.workspace import BAD_FILES, CLASSES, DUPLICATES, LEAKS, SCORES, Record, Stage, Workspace
-from formats.files import write_json, write_table
+from formats.files import read_table, remove_tree, write_json, write_table
 
 __all__ = ["Plan", "Result", "ScoringConfig", "Share", "estimate_seconds", "plan", "run", "run_share"]
 
@@ -56,11 +56,17 @@ class _Job:
     config: ScoringConfig
     stage: Stage
     todo: ToDo
+    source: str
+    """Digest of the source that was planned with."""
     progress: Progress
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Result:
-    """Score every part that is not done yet, then merge the parts into ``scores.parquet`` and ``bad_files.parquet``."""
+    """Score every part that is not done yet, then merge the parts into ``scores.parquet`` and ``bad_files.parquet``.
+
+    Raises:
+        D2CError: more images than allowed cannot be used, or the source changed meanwhile.
+    """
     progress = progress or Silent()
     if plan.reasons:
         lock = runtime.once(plan.stage.lock)
@@ -71,6 +77,8 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
         finally:
             if lock:
                 lock.release()
+    else:
+        runtime.once(lambda: _check_bad(plan, read_table(plan.stage.output(BAD_FILES)).to_pylist()))
     runtime.once(lambda: _note_places(plan))
     record = plan.stage.require("d2c score DIR")
     return Result(record=record, path=plan.stage.path)
@@ -97,16 +105,27 @@ def run_share(plan: Plan, progress: Progress | None = None) -> Share:
 
 
 def _begin(plan: Plan) -> None:
-    config = plan.config
+    config, stage, parts = plan.config, plan.stage, plan.parts
+    if config.overwrite and stage.record() is not None:
+        # The tasks of a job array all say --overwrite: only the first of them finds a record.
+        stage.unfinish()
+        remove_tree(stage.path / "parts" / plan.digest)
+    if not any(part.done for part in parts):
+        stage.forget_cost()
     again = plan.parts_with_bad() if config.retry_bad else []
-    anew = config.overwrite and plan.stage.record() is not None
-    plan.stage.begin(identity(config), plan.inputs, late=LATE, anew=anew)
+    stage.begin(identity(config), plan.inputs, keep=True)
+    mine = parts if config.share is None else parts[config.share[0] - 1 :: config.share[1]]
     for part in again:
-        part.path.unlink(missing_ok=True)
+        if part in mine:
+            part.path.unlink(missing_ok=True)
 
 
 def _work(plan: Plan, parts: list[Part], progress: Progress) -> None:
-    job = _Job(plan.config, plan.stage, ToDo.of(parts), progress)
+    todo = ToDo.of(parts)
+    # Under torchrun all ranks must come to the same point, whatever each of them found to do.
+    if not todo.parts and runtime.ranks().world == 1:
+        return
+    job = _Job(plan.config, plan.stage, todo, plan.source.digest, progress)
     workers = min(plan.config.gpus, max(1, len(job.todo.parts)))
     runtime.launch(_score_parts, job, workers=workers, device=runtime.resolve_device(plan.config.device))
 
@@ -115,6 +134,12 @@ def _score_parts(ranks: Ranks, job: _Job) -> None:
     device = runtime.resolve_device(job.config.device)
     with runtime.one_thread(device):
         source = open_scored(job.config)
+        if source.digest != job.source:
+            raise D2CError(
+                "the source changed while it was being scored",
+                where=source.location,
+                hint="run the same command again: it takes note of what changed",
+            )
         scorer = Difficulty.open(job.config.settings, source)
         # As the bytes lie: in key order a large Parquet file's row groups would be visited at random.
         order = source.storage_order()
@@ -139,14 +164,17 @@ def _merge(plan: Plan, progress: Progress) -> None:
         shared = torch.cat(drawn).double().numpy()
     prints = config.duplicates != "off" or plan.held_out is not None
     read = merge([part.path for part in parts], source.location, shared, plan.scorer.objective, prints=prints)
-    merged, twins = config.dedup.run(read, source, plan.held_out, stage.path, progress)
+    merged, twins, listed = config.dedup.run(read, source, plan.held_out, progress)
     scores, losses = merged.scores, merged.losses
-    write_table(stage.path / SCORES, scores)
     rejected = [{"key": b.key, "stage": b.stage, "reason": b.reason} for b in source.bad]
     rejected += [{"key": r["key"], "stage": "score", "reason": r["reason"]} for r in read.bad.to_pylist()]
     columns = pa.schema([("key", pa.string()), ("stage", pa.string()), ("reason", pa.string())])
+    before = stage.record()
+    stage.unfinish()
     write_table(stage.path / BAD_FILES, pa.Table.from_pylist(rejected, schema=columns).sort_by("key"))
     _check_bad(plan, rejected)
+    for name, table in {SCORES: scores, **listed}.items():
+        write_table(stage.path / name, table)
     counts = np.bincount(scores["label"].to_numpy(), minlength=len(source.classes))
     classes = [
         {"id": c.id, "name": c.name, "source_id": c.source_id, "count": int(counts[c.id])} for c in source.classes
@@ -182,6 +210,8 @@ def _merge(plan: Plan, progress: Progress) -> None:
         "precision": runtime.resolve_precision(config.precision, device),
     }
     stage.finish([SCORES, BAD_FILES, CLASSES, DUPLICATES, LEAKS], summary, device=device.type)
+    if before and (replaced := parts_digest(before.config, before.inputs, before.version)) != plan.digest:
+        remove_tree(stage.path / "parts" / replaced)
 
 
 def _check_bad(plan: Plan, rejected: list[dict[str, str]]) -> None:
@@ -192,7 +222,7 @@ def _check_bad(plan: Plan, rejected: list[dict[str, str]]) -> None:
             where=plan.stage.path / BAD_FILES,
             found=f"{len(rejected)} of {total}, the first: {rejected[0]['key']}: {rejected[0]['reason']}",
             expected=f"at most {limit:g}" + (" of all" if limit < 1 else ""),
-            hint="mend them and add --retry-bad, or allow more with --max-bad: nothing is scored twice",
+            hint="make them readable and add --retry-bad, or allow more with --max-bad",
         )
 
 

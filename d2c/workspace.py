@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -111,25 +111,19 @@ class Stage:
         reasons += [f"{line.split(':')[0]} changed" for line in differences(record.inputs, inputs)]
         return reasons + [f"{name} is missing" for name in record.outputs if not (self.path / name).exists()]
 
-    def begin(
-        self, config: Mapping[str, Any], inputs: Mapping[str, str], *, late: Collection[str] = (), anew: bool = False
-    ) -> None:
-        """Prepare the folder: keep the parts of a run that was asked the same, else start anew.
+    def begin(self, config: Mapping[str, Any], inputs: Mapping[str, str], *, keep: bool = False) -> None:
+        """Prepare the folder: keep the parts of an interrupted run that was asked the same, else start anew.
 
-        ``late`` names options and inputs that no part depends on: where only they differ, the parts of a finished run
-        are kept too. ``anew`` keeps none.
+        With ``keep`` nothing is removed: for a stage whose parts lie in folders of what they were asked for, and that
+        calls `unfinish` before it touches what an earlier run has left.
         """
-        asked = self._asked(config, inputs)
-        record = self.record()
-        before = None
-        if record is not None and late:
-            before = {**self._asked(record.config, record.inputs), "version": record.version}
-        elif record is None and (self.path / BEGUN).exists():
-            before = read_json(self.path / BEGUN)
-        if anew or before is None or _without(before, late) != _without(asked, late):
+        if not keep and (self.record() is not None or not self._begun_as(config, inputs)):
             remove_tree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self.path / BEGUN, asked)
+        write_json(self.path / BEGUN, self._asked(config, inputs))
+
+    def unfinish(self) -> None:
+        """Take back that the stage is finished: its outputs are about to be replaced."""
         (self.path / RECORD).unlink(missing_ok=True)
 
     @contextmanager
@@ -168,6 +162,10 @@ class Stage:
         yield
         self.spend(time.perf_counter() - start, **what)
 
+    def forget_cost(self) -> None:
+        """Begin to count anew."""
+        (self.path / COST).unlink(missing_ok=True)
+
     def spent(self) -> float:
         """Seconds of work so far, summed over workers and interrupted runs; a torn last line is left out."""
         path = self.path / COST
@@ -196,12 +194,6 @@ class Stage:
     def _begun_as(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> bool:
         begun = self.path / BEGUN
         return begun.exists() and read_json(begun) == self._asked(config, inputs)
-
-
-def _without(asked: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-    """What a run was asked for, but for the options and inputs ``names``."""
-    parts = {part: {k: v for k, v in asked[part].items() if k not in names} for part in ("config", "inputs")}
-    return {**asked, **parts}
 
 
 @dataclass(frozen=True)

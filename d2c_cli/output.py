@@ -46,7 +46,11 @@ class Output:
             as_json=bool(ctx.params.get("json")),
             main=os.environ.get("RANK", "0") == "0",
             progress=open_progress(),
-            typed={name: str(config[name]) for name in config if _source(ctx, name) == "COMMANDLINE"},
+            typed={
+                name: str(ctx.params[name])
+                for name in (*config, "config")
+                if name in ctx.params and _source(ctx, name) == "COMMANDLINE"
+            },
         )
         if output.main and not output.as_json:
             typer.echo(safe(f"d2c {output.command}: {_resolved(ctx, config)}"), err=True)

@@ -65,6 +65,8 @@ def score(
     from d2c.score_pipeline import score as run
     from d2c.scoring import Share
 
+    if max_bad is not None and max_bad < 0:
+        raise UsageError("a number of images is not negative", found=f"--max-bad {max_bad:g}")
     if "keep" in output.typed and duplicates != "drop":
         raise UsageError("--keep says which duplicates stay when others go", hint="add --duplicates drop")
     _check_scorer_to_train(scorer, scorer_model, codec, size)
@@ -106,7 +108,7 @@ def score(
         output.show({"scores": result.path, "parts": result.total, "parts_done": result.done})
         if result.done == result.total:
             # All that was typed but what is for one task: with other options nothing that is done would be used.
-            kept = [name for name in output.typed if name not in ("source", "part", "overwrite")]
+            kept = [name for name in output.typed if name not in ("source", "part", "overwrite", "retry_bad")]
             output.then(f"d2c score {quoted(source)}", *kept)
         return
     summary = result.record.summary
@@ -139,7 +141,7 @@ def _share(part: str | None) -> tuple[int, int] | None:
     if part is None:
         return None
     number, slash, of = part.partition("/")
-    if not (slash and number.isdigit() and of.isdigit()):
+    if not (slash and part.isascii() and number.isdigit() and of.isdigit()):
         raise UsageError("this is no share of the parts", found=part, expected="I/N, such as 3/64")
     return int(number), int(of)
 

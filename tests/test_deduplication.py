@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from d2c import scoring, selection
+from d2c import labelling, score_pipeline, scoring, selection
 from d2c.deduplication import DUPLICATES, LEAKS
 from d2c.errors import UsageError
+from d2c.images import BadImage
+from d2c.score_pipeline import ScoreRequest
 from d2c.scoring import ScoringConfig
 from d2c.selection import SelectionConfig
-from d2c.workspace import SCORES
+from d2c.sources import Source
+from d2c.workspace import SCORES, Workspace
 from formats.files import read_table
 
 SIDE = 8
@@ -77,10 +80,10 @@ def test_dropped_duplicates_are_no_candidates_and_nothing_is_scored_again(
     tmp_path: Path, twins: Path, scorer: Path
 ) -> None:
     first = score(twins, tmp_path, scorer)
-    times = {file: file.stat().st_mtime_ns for file in (first.path / "parts").iterdir()}
+    times = {file: file.stat().st_mtime_ns for file in (first.path / "parts").rglob("*.parquet")}
     before = read_table(first.path / SCORES)
     result = score(twins, tmp_path, scorer, duplicates="drop", keep="largest")
-    assert {file: file.stat().st_mtime_ns for file in (first.path / "parts").iterdir()} == times
+    assert {file: file.stat().st_mtime_ns for file in (first.path / "parts").rglob("*.parquet")} == times
     after = read_table(result.path / SCORES)
     gone = set(before["key"].to_pylist()) - set(after["key"].to_pylist())
     assert gone == {"cat/copy.png", "dog/mirrored.png"}
@@ -112,3 +115,94 @@ def test_another_held_out_source_is_looked_at_anew(tmp_path: Path, twins: Path, 
 def test_unknown_choices_are_refused(option: str, value: str, twins: Path, scorer: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="duplicates"):
         score(twins, tmp_path, scorer, **{option: value})
+
+
+def test_the_keep_rule_decides_which_one_stays(tmp_path: Path, scorer: Path) -> None:
+    root = tmp_path / "unequal"
+    for name in ("cat", "dog", "sea lion"):
+        (root / name).mkdir(parents=True)
+        picture(len(name)).save(root / name / "0.png")
+    smooth = picture(5).resize((64, 64), Image.Resampling.NEAREST)
+    smooth.resize((SIDE, SIDE), Image.Resampling.BOX).save(root / "cat" / "1-small.png")
+    smooth.save(root / "cat" / "2-large.png")
+    kept = {}
+    for keep in ("first", "largest"):
+        result = score(root, tmp_path / keep, scorer, duplicates="drop", keep=keep)
+        kept[keep] = {key for key in read_table(result.path / SCORES)["key"].to_pylist() if "-" in key}
+    assert kept == {"first": {"cat/1-small.png"}, "largest": {"cat/2-large.png"}}
+
+
+def test_the_source_is_named_by_all_its_images_whatever_is_dropped(tmp_path: Path, twins: Path, scorer: Path) -> None:
+    listed, dropped = (
+        score(twins, tmp_path / then, scorer, duplicates=then).record.summary["source"] for then in ("report", "drop")
+    )
+    assert listed == dropped
+
+
+def test_parts_of_a_killed_scoring_serve_other_choices_about_duplicates(
+    tmp_path: Path, twins: Path, held_out: Path, scorer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            score(twins, tmp_path, scorer)
+    parts = {file: file.stat().st_mtime_ns for file in (tmp_path / "scores" / "parts").rglob("*.parquet")}
+    assert parts
+    result = score(twins, tmp_path, scorer, duplicates="drop", held_out=str(held_out))
+    assert {file: file.stat().st_mtime_ns for file in (result.path / "parts").rglob("*.parquet")} == parts
+
+
+def test_a_held_out_source_that_does_not_serve_leaves_the_finished_scores(
+    tmp_path: Path, twins: Path, scorer: Path
+) -> None:
+    before = score(twins, tmp_path, scorer).record
+    junk = tmp_path / "junk"
+    junk.mkdir()
+    (junk / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UsageError, match="no held-out image"):
+        score(twins, tmp_path, scorer, held_out=str(junk))
+    assert score(twins, tmp_path, scorer).record == before
+
+
+def test_unreadable_held_out_images_are_counted_and_move_no_other(tmp_path: Path, twins: Path, scorer: Path) -> None:
+    val = tmp_path / "val"
+    val.mkdir()
+    (val / "0-junk.png").write_bytes(b"no picture")
+    ImageOps.mirror(picture(4)).save(val / "1-leak.png")
+    picture(999).save(val / "2-new.png")
+    result = score(twins, tmp_path / "ws", scorer, held_out=str(val))
+    assert [(row["key"], row["held_out_key"], row["kind"]) for row in read_table(result.path / LEAKS).to_pylist()] == [
+        ("cat/4.png", "1-leak.png", "mirrored")
+    ]
+    assert result.record.summary["held_out"] == {"images": 2, "bad": 1}
+
+
+def test_clusters_are_no_labels_that_contradict_each_other(tmp_path: Path, twins: Path) -> None:
+    request = ScoreRequest(
+        source=str(twins), workspace=tmp_path, labels="clusters:3", duplicates="drop", evals=2, scorer_steps=2,
+        device="cpu",
+    )  # fmt: skip
+    result, _ = score_pipeline.score(request)
+    facts = result.record.summary["duplicates"]
+    assert (facts["removed"], facts["conflicts"]) == (3, 0)
+    kept = dict(zip(*(read_table(result.path / SCORES)[name].to_pylist() for name in ("key", "label")), strict=True))
+    source = labelling.reopen(Workspace(tmp_path))
+    reopened = dict(zip(source.keys, source.labels.tolist(), strict=True))
+    assert {key: reopened[key] for key in kept} == kept
+
+
+def test_an_image_that_can_no_longer_be_read_is_no_duplicate(
+    tmp_path: Path, twins: Path, scorer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score(twins, tmp_path, scorer, duplicates="off")
+    read = Source.read
+
+    def failing(self: Source, index: int) -> bytes:
+        if self.keys[index] == "dog/mirrored.png":
+            raise BadImage("cannot be read: Input/output error")
+        return read(self, index)
+
+    monkeypatch.setattr(Source, "read", failing)
+    listed = read_table(score(twins, tmp_path, scorer).path / DUPLICATES)["key"].to_pylist()
+    assert "dog/mirrored.png" not in listed
+    assert "cat/copy.png" in listed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from d2c import encoder_ranking
 from d2c.encoder_ranking import CAVEAT, cds, correlogram, lds, rank, rmsc
-from d2c.errors import D2CError
+from d2c.errors import D2CError, UsageError
 from d2c.scorer_tokens import ScorerTokens
+from d2c_cli.app import app
 
 GRID = 4
 """Of the fixture's scorer: 8 px and patches of 2."""
@@ -173,13 +176,12 @@ def test_what_no_encoder_could_help_ends_it(workspace: Path, tmp_path: Path, mon
 
 
 def test_the_command_ranks_and_says_what_it_is_worth(workspace: Path) -> None:
-    found = CliRunner().invoke(
-        app, ["attach", "--rank-encoders", "scorer,nonsense", "--rank-images", "20", "--workspace", str(workspace), "--device", "cpu", "--json"]
-    )  # fmt: skip
+    where = ["--workspace", str(workspace), "--device", "cpu", "--json"]
+    found = CliRunner().invoke(app, ["attach", "--rank-encoders", "scorer,nonsense", "--rank-images", "20", *where])
     assert found.exit_code == 0, found.output
-    told = json.loads(found.stdout)["result"] if "result" in json.loads(found.stdout) else json.loads(found.stdout)
+    told = json.loads(found.stdout)
     assert [row["encoder"] for row in told["rows"]] == ["scorer"]
     assert [row["encoder"] for row in told["failed"]] == ["nonsense"]
     assert "not prove" in told["caveat"]
-    refused = CliRunner().invoke(app, ["attach", "--rank-encoders", "scorer", "--text", "hashed"])
-    assert refused.exit_code == 2
+    with pytest.raises(UsageError, match="attaches nothing"):
+        CliRunner().invoke(app, ["attach", "--rank-encoders", "scorer", "--text", "hashed"], catch_exceptions=False)

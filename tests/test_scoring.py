@@ -96,7 +96,7 @@ def test_killed_and_run_again_it_writes_the_same_bytes(
     asked = config(image_folder, tmp_path, scorer)
     run_and_kill(run, asked, "score", after=40)
     plan = scoring.plan(asked)
-    parts = sorted(path.name for path in (tmp_path / "scores" / "parts").glob("*.parquet"))
+    parts = sorted(path.name for path in (tmp_path / "scores" / "parts").rglob("*.parquet"))
     assert plan.reasons == ["an interrupted run is resumed"]
     assert len(parts) == 2
     assert outputs(scoring.run(plan)) == outputs(undisturbed)

@@ -50,7 +50,7 @@ def test_the_tasks_of_an_array_leave_what_one_process_does(
     done = [share(asked, number, 3).done for number in (3, 1, 2)]
     assert done == [2, 4, 6]
     assert not (tmp_path / "scores" / SCORES).exists()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "scores" / "parts").iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "scores" / "parts").rglob("*.parquet")}
     assert outputs(score(asked)) == outputs(undisturbed)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert share(asked, 1, 3).done == 6
@@ -96,10 +96,10 @@ def test_images_that_could_not_be_read_are_tried_again_and_nothing_else(
     assert scoring.plan(asked).reasons == []
     plan = scoring.plan(replace(asked, retry_bad=True))
     assert plan.reasons == ["2 parts with unreadable images are tried again"]
-    before = {path.name: path.stat().st_mtime_ns for path in (first.path / "parts").iterdir()}
+    before = {path.name: path.stat().st_mtime_ns for path in (first.path / "parts").rglob("*.parquet")}
     again = scoring.run(plan)
     assert outputs(again) == outputs(undisturbed)
-    after = {path.name: path.stat().st_mtime_ns for path in (first.path / "parts").iterdir()}
+    after = {path.name: path.stat().st_mtime_ns for path in (first.path / "parts").rglob("*.parquet")}
     assert sum(after[name] == stamp for name, stamp in before.items()) == len(before) - 2
     assert scoring.plan(replace(asked, retry_bad=True)).reasons == []
 
@@ -147,3 +147,63 @@ def test_a_target_chooses_the_evaluations_once(tmp_path: Path, image_folder: Pat
     assert not any(step.ran for step in again)
     with pytest.raises(UsageError, match="between 0 and 1"):
         score_pipeline.score(replace(request, target_rank_corr=1.5))
+
+
+def test_parts_of_other_settings_never_meet_in_one_table(tmp_path: Path, image_folder: Path, scorer: Path) -> None:
+    # A straggler of an earlier job still writes while the job with other settings runs.
+    first = config(image_folder, tmp_path, scorer, seed=0)
+    straggler = scoring.plan(replace(first, share=(1, 2)))
+    second = config(image_folder, tmp_path, scorer, seed=1)
+    share(second, 2, 2)
+    scoring.run_share(straggler)
+    mixed = outputs(score(second))
+    assert mixed == outputs(score(config(image_folder, tmp_path / "alone", scorer, seed=1)))
+    # And what the straggler has done is not lost.
+    assert share(first, 2, 2).done == 6
+
+
+def test_tasks_that_try_bad_images_again_leave_each_others_parts(
+    tmp_path: Path, image_folder: Path, scorer: Path
+) -> None:
+    folder = Path(shutil.copytree(image_folder, tmp_path / "pets"))
+    for file in sorted(folder.rglob("*.png"))[::8]:
+        file.write_bytes(b"no picture")
+    asked = config(folder, tmp_path / "ws", scorer)
+    score(asked)
+    again = replace(asked, retry_bad=True)
+    total = len(scoring.plan(asked).parts)
+    share(again, 1, 2)
+    assert share(again, 2, 2).done == total
+
+
+def test_a_source_that_changes_before_the_work_begins_is_an_error(
+    tmp_path: Path, image_folder: Path, scorer: Path
+) -> None:
+    folder = Path(shutil.copytree(image_folder, tmp_path / "pets"))
+    planned = scoring.plan(config(folder, tmp_path / "ws", scorer))
+    shutil.copy(folder / "cat" / "000.png", folder / "cat" / "new.png")
+    with pytest.raises(D2CError, match="changed while it was being scored"):
+        scoring.run(planned)
+
+
+def test_the_tasks_of_an_array_do_not_all_choose_the_evaluations(
+    tmp_path: Path, image_folder: Path, scorer: Path
+) -> None:
+    request = ScoreRequest(
+        source=str(image_folder), workspace=tmp_path, scorer=str(scorer), codec="rgb", size=8, device="cpu",
+        target_rank_corr=0.5, share=(1, 2),
+    )  # fmt: skip
+    with pytest.raises(UsageError, match="share one number of evaluations"):
+        score_pipeline.score(request)
+
+
+def test_the_limit_on_bad_images_holds_for_finished_scores_too(
+    tmp_path: Path, image_folder: Path, scorer: Path
+) -> None:
+    folder = Path(shutil.copytree(image_folder, tmp_path / "pets"))
+    (folder / "cat" / "000.png").write_bytes(b"no picture")
+    asked = config(folder, tmp_path / "ws", scorer)
+    score(asked)
+    with pytest.raises(D2CError, match="more images than allowed"):
+        score(replace(asked, max_bad=0))
+    assert not scoring.plan(asked).reasons

@@ -87,7 +87,7 @@ def command(args: argparse.Namespace, workspace: Path, workers: int) -> list[str
 
 
 def parts_done(workspace: Path) -> int:
-    return sum(1 for _ in (workspace / "scores" / "parts").glob("*.parquet"))
+    return sum(1 for _ in (workspace / "scores" / "parts").rglob("*.parquet"))
 
 
 def run_and_kill(args: argparse.Namespace, workspace: Path, wait: float, chance: random.Random) -> tuple[bool, str]:
