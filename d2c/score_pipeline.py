@@ -91,6 +91,11 @@ def score(request: ScoreRequest, progress: Progress | None = None) -> tuple[scor
     codec, size = choose_codec(source, request.codec, request.size)
     chosen = choose_scorer(source, request.scorer, codec)
     steps = []
+    before = workspace.scores.record()
+    if chosen == TRAIN_SCORER and request.retry_bad and before is not None:
+        # A mended file makes another source, of which another scorer would be trained, and all images scored again.
+        chosen = workspace.recall(before.summary["scorer"]["spec"])
+        progress.say(f"--retry-bad: the scorer stays {chosen}")
     if chosen == TRAIN_SCORER:
         scorer = plan_scorer(request, source, codec, size)
         reasons = [] if scorer.done else [_why_train(request, source, scorer)]

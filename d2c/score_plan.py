@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from d2c.scorers import Denoiser, load_denoiser
 from d2c.sources import Source, open_source
 from d2c.workspace import Stage, Workspace
 from formats.files import read_table
-from formats.hashing import xxh3_array, xxh3_json
+from formats.hashing import xxh3_array, xxh3_json, xxh3_lines
 
 LATE = ("duplicates", "keep", "held_out")
 """What counts only after all images are scored: other choices there cost no second scoring."""
@@ -112,17 +113,30 @@ class Plan:
     """The scorer's index of each class of the source."""
     held_out: Source | None
 
-    @property
+    @cached_property
     def parts(self) -> list[Part]:
-        """Runs of whole batches of images that follow each other in the source's storage."""
+        """Runs of whole batches of images that follow each other in the source's storage.
+
+        A part's name follows from its images' keys, labels and files, so that a changed file costs its part alone.
+        """
         batch = self.config.batch_size
         folder = self.stage.path / "parts" / self.digest
-        return split(len(self.source), batch * -(-self.config.part // batch), folder, ".parquet")
+        source, order = self.source, self.source.storage_order()
+        parts = split(len(source), batch * -(-self.config.part // batch), folder, "")
+
+        def lines(part: Part) -> Iterator[str]:
+            for index in order[part.items.start : part.items.stop].tolist():
+                yield f"{source.keys[index]}\t{source.labels[index]}\t{source.stamp(index)}"
+
+        return [
+            replace(part, path=part.path.with_name(f"{part.path.name}-{xxh3_lines(lines(part))[:12]}.parquet"))
+            for part in parts
+        ]
 
     @property
     def digest(self) -> str:
-        """Of all that decides the parts. They lie in a folder of this name, so that parts of different settings, which
-        stragglers of an earlier job may still write, never meet in one table.
+        """Of all that decides the parts but their images. They lie in a folder of this name, so that parts of different
+        settings, which stragglers of an earlier job may still write, never meet in one table.
         """
         return parts_digest(identity(self.config), self.inputs, self.stage.version)
 
@@ -139,7 +153,9 @@ class Plan:
 
 def parts_digest(config: Mapping[str, Any], inputs: Mapping[str, str], version: int) -> str:
     """Of the options and inputs that parts depend on."""
-    kept = [{name: value for name, value in asked.items() if name not in LATE} for asked in (config, inputs)]
+    # Which images there are is told by the parts' own names.
+    apart = (*LATE, "source")
+    kept = [{name: value for name, value in asked.items() if name not in apart} for asked in (config, inputs)]
     return xxh3_json([*kept, version])[:16]
 
 

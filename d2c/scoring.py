@@ -210,8 +210,17 @@ def _merge(plan: Plan, progress: Progress) -> None:
         "precision": runtime.resolve_precision(config.precision, device),
     }
     stage.finish([SCORES, BAD_FILES, CLASSES, DUPLICATES, LEAKS], summary, device=device.type)
+    _forget_changed(plan)
     if before and (replaced := parts_digest(before.config, before.inputs, before.version)) != plan.digest:
         remove_tree(stage.path / "parts" / replaced)
+
+
+def _forget_changed(plan: Plan) -> None:
+    """Remove parts whose images are others now."""
+    mine = {part.path for part in plan.parts}
+    for path in (plan.stage.path / "parts" / plan.digest).glob("*.parquet"):
+        if path not in mine:
+            path.unlink()
 
 
 def _check_bad(plan: Plan, rejected: list[dict[str, str]]) -> None:
@@ -222,7 +231,7 @@ def _check_bad(plan: Plan, rejected: list[dict[str, str]]) -> None:
             where=plan.stage.path / BAD_FILES,
             found=f"{len(rejected)} of {total}, the first: {rejected[0]['key']}: {rejected[0]['reason']}",
             expected=f"at most {limit:g}" + (" of all" if limit < 1 else ""),
-            hint="make them readable and add --retry-bad, or allow more with --max-bad",
+            hint="mend them and add --retry-bad, or allow more with --max-bad: no other part is scored again",
         )
 
 

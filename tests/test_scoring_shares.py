@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,34 @@ def test_the_limit_on_bad_images_holds_for_finished_scores_too(
     with pytest.raises(D2CError, match="more images than allowed"):
         score(replace(asked, max_bad=0))
     assert not scoring.plan(asked).reasons
+
+
+@pytest.mark.parametrize("scorer_is_trained", [False, True])
+def test_a_mended_file_costs_its_part_alone(
+    tmp_path: Path, image_folder: Path, scorer: Path, scorer_is_trained: bool
+) -> None:
+    folder = Path(shutil.copytree(image_folder, tmp_path / "pets"))
+    whole = (folder / "dog" / "003.png").read_bytes()
+    (folder / "dog" / "003.png").write_bytes(whole[:40])
+    request = ScoreRequest(
+        source=str(folder), workspace=tmp_path / "ws", scorer=None if scorer_is_trained else str(scorer), codec="rgb",
+        size=8, evals=2, scorer_steps=2, device="cpu", batch_size=8,
+    )  # fmt: skip
+    patched = pytest.MonkeyPatch()
+    patched.setattr("d2c.score_pipeline.scoring_config", partial(_small_parts, score_pipeline.scoring_config))
+    try:
+        first, _ = score_pipeline.score(request)
+        assert first.record.summary["bad_files"] == 1
+        before = {path.name for path in (first.path / "parts").rglob("*.parquet")}
+        (folder / "dog" / "003.png").write_bytes(whole)
+        again, _ = score_pipeline.score(replace(request, retry_bad=True))
+    finally:
+        patched.undo()
+    assert (again.record.summary["bad_files"], again.record.summary["images"]) == (0, 95)
+    after = {path.name for path in (first.path / "parts").rglob("*.parquet")}
+    assert len(after - before) == len(before - after) == 1
+    assert len(after) == 6
+
+
+def _small_parts(make: Any, *given: Any) -> ScoringConfig:
+    return replace(make(*given), part=16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -79,6 +79,8 @@ class Source:
     digest: str
     imagenet_ids: npt.NDArray[np.int64] | None
     reader: Reader
+    stamp: Callable[[int], str]
+    """Text that changes when the file that picture ``index`` lies in does."""
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -130,6 +130,7 @@ def assemble(
         digest=digest_lines(keys, labels, (files[i].stamp for i in places[:, 0].tolist()), classes),
         imagenet_ids=imagenet_ids,
         reader=reader(places),
+        stamp=lambda index: files[int(places[index, 0])].stamp,
     )
 
 

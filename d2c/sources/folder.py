@@ -144,6 +144,7 @@ def _assemble(path: Path, base: Path, pairs: list[tuple[str, _Found]], bad: list
         digest=digest_lines(keys, labels, stamps, classes),
         imagenet_ids=imagenet_ids,
         reader=_FolderReader(base, keys),
+        stamp=lambda index: file_stamp(int(sizes[index]), int(mtimes[index])),
     )
 
 

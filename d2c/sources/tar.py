@@ -107,6 +107,7 @@ def open_tar(path: Path, files: Sequence[Path], labels: Labels) -> Source:
         bad=tuple(sorted(scan.bad, key=lambda entry: entry.key)),
         notes=tuple(scan.notes),
         digest=digest_lines(keys, numbers, (file_stamp(m.size, m.mtime) for m in members), classes),
+        stamp=lambda index: file_stamp(members[index].size, members[index].mtime),
         imagenet_ids=imagenet_ids,
         reader=_TarReader(files, np.array([(m.file, m.offset, m.size) for m in members], dtype=np.int64)),
     )
