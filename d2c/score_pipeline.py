@@ -18,14 +18,14 @@ from d2c.labelling import OWN, clustering_due, open_labelled
 from d2c.latents import open_codec
 from d2c.progress import Progress, Silent
 from d2c.recipe import Recipe, recipe, without_attachments
-from d2c.runs import Run
+from d2c.runs import RUN, Run
 from d2c.runtime import resolve_device, resolve_precision
 from d2c.score_plan import LATE
 from d2c.sit import model_spec
 from d2c.sources import Source
 from d2c.steps import Step, run_step
 from d2c.workspace import Workspace
-from formats.files import write_json
+from formats.files import read_json, write_json
 from formats.hashing import xxh3_json
 
 SCORER_IMAGES = 100_000
@@ -91,10 +91,8 @@ def score(request: ScoreRequest, progress: Progress | None = None) -> tuple[scor
     codec, size = choose_codec(source, request.codec, request.size)
     chosen = choose_scorer(source, request.scorer, codec)
     steps = []
-    before = workspace.scores.record()
-    if chosen == TRAIN_SCORER and request.retry_bad and before is not None:
-        # A mended file makes another source, of which another scorer would be trained, and all images scored again.
-        chosen = workspace.recall(before.summary["scorer"]["spec"])
+    if chosen == TRAIN_SCORER and request.retry_bad and (kept := _kept_scorer(request, source, codec, size)):
+        chosen = str(kept)
         progress.say(f"--retry-bad: the scorer stays {chosen}")
     if chosen == TRAIN_SCORER:
         scorer = plan_scorer(request, source, codec, size)
@@ -160,6 +158,23 @@ def _choose_evals(
             f"{facts['evals']} evaluations reach a rank correlation of {best}, not {target}: more is not tried"
         )
     return replace(config, evals=facts["evals"]), step.telling({"evals": facts["evals"], "tried": facts["tried"]})
+
+
+def _kept_scorer(request: ScoreRequest, source: Source, codec: str, size: int) -> Path | None:
+    """The scorer of the finished scores, where it was trained here with the options that are asked for now.
+
+    A mended file makes another source, of which another scorer would be trained, and all images scored again.
+    """
+    workspace = Workspace(request.workspace)
+    record = workspace.scores.record()
+    run = Path(workspace.recall(record.summary["scorer"]["spec"])) if record else workspace.scorer
+    if not (run.name == "run" and run.parent.parent == workspace.scorer and (run / RUN).exists()):
+        return None
+    wanted = plan_scorer(request, source, codec, size)
+    asked = {"model": wanted.model, "seed": request.seed, "steps": wanted.recipe.steps}
+    trained = read_json(run / RUN)["identity"]
+    found = {"model": trained["model"], "seed": trained["seed"], "steps": trained["recipe"]["steps"]}
+    return run if found == asked else None
 
 
 def _why_train(request: ScoreRequest, source: Source, scorer: ScorerPlan) -> str:

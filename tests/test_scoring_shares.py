@@ -237,5 +237,15 @@ def test_a_mended_file_costs_its_part_alone(
     assert len(after) == 6
 
 
+def test_another_scorer_is_trained_where_another_is_asked_for(tmp_path: Path, image_folder: Path) -> None:
+    request = ScoreRequest(
+        source=str(image_folder), workspace=tmp_path, codec="rgb", size=8, evals=2, scorer_steps=2, device="cpu"
+    )
+    _, first = score_pipeline.score(request)
+    _, again = score_pipeline.score(replace(request, scorer_steps=3, retry_bad=True))
+    assert [step.stage for step in again] == [step.stage for step in first] == ["train the scorer", "score"]
+    assert all(step.ran for step in again)
+
+
 def _small_parts(make: Any, *given: Any) -> ScoringConfig:
     return replace(make(*given), part=16)
