@@ -22,7 +22,7 @@ from d2c.picks import class_indices
 from d2c.score_table import PART_SCHEMA
 from d2c.scorers import Denoiser, load_denoiser
 from d2c.sources import Source
-from d2c.throughput import Coming, one_behind, padded, to_device
+from d2c.throughput import Coming, compile_blocks, one_behind, padded, to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,7 @@ class Settings:
     evals: int
     batch_size: int
     precision: str
+    compile: bool
     seed: int
     device: str
     threads: int
@@ -61,6 +62,8 @@ class Difficulty:
         denoiser = load_denoiser(settings.scorer, device=device, objective=settings.objective)
         codec = open_codec(settings.codec, settings.size, device)
         check_shapes(denoiser, codec.spec)
+        if settings.compile:
+            compile_blocks(denoiser.model, device)
         return Difficulty(
             settings, source, denoiser, codec, class_indices(source, denoiser, settings.class_map), device
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -72,7 +73,9 @@ def find(images: pa.Table, read: Read) -> Found:
     words = images["phash"].cast(pa.binary(32)).take(pa.array(first)).combine_chunks()
     known = np.frombuffer(words.buffers()[1], "<u8", count=4 * len(words)).reshape(-1, 4).astype(np.uint64)
     shaped = np.flatnonzero(known.any(axis=1))
-    straight, turned = close(known[shaped]), close(known[shaped], mirrored=True)
+    with ThreadPoolExecutor(2) as threads:  # numpy lets go of the interpreter's lock
+        ways = threads.map(lambda mirrored: close(known[shaped], mirrored=mirrored), (False, True))
+        straight, turned = ways
     pairs = shaped[np.concatenate([straight.pairs, turned.pairs])]
     mirrored = np.arange(len(pairs)) >= len(straight.pairs)
     wanted, places = np.unique(pairs, return_inverse=True)

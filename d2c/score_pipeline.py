@@ -51,6 +51,7 @@ class ScoreRequest:
     scorer_steps: int | None = None
     seed: int = 0
     precision: str = "auto"
+    compile: bool = True
     batch_size: int = 64
     device: str = "auto"
     gpus: int = 1
@@ -199,6 +200,7 @@ def scoring_config(request: ScoreRequest, codec: str, size: int, scorer: str) ->
         evals=request.evals,
         batch_size=request.batch_size,
         precision=request.precision,
+        compile=request.compile,
         seed=request.seed,
         device=request.device,
         gpus=request.gpus,

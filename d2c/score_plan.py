@@ -24,6 +24,7 @@ from d2c.parts import Part, split
 from d2c.picks import class_indices
 from d2c.scorers import Denoiser, load_denoiser
 from d2c.sources import Source, open_source
+from d2c.throughput import pays
 from d2c.workspace import Stage, Workspace
 from formats.files import read_table
 from formats.hashing import xxh3_array, xxh3_json, xxh3_lines
@@ -57,6 +58,8 @@ class ScoringConfig:
     part: int = 1024
     """Images in a part, rounded up to whole batches: the most work that a kill can cost."""
     precision: str = "auto"
+    compile: bool = True
+    """On a GPU, and where there is enough to do, compile the model first. Compiled sums round differently."""
     seed: int = 0
     device: str = execution("auto")
     gpus: int = execution(1)
@@ -180,7 +183,11 @@ def plan(config: ScoringConfig, source: Source | None = None) -> Plan:
     check_shapes(denoiser, codec)
     # Resolved here: parts of one table must not mix precisions because it was resumed on another device.
     device = runtime.resolve_device(config.device)
-    config = replace(config, precision=runtime.resolve_precision(config.precision, device))
+    config = replace(
+        config,
+        precision=runtime.resolve_precision(config.precision, device),
+        compile=config.compile and pays(device, len(source) * config.evals),
+    )
     stage = Workspace(config.workspace).scores
     weights = str(denoiser.origin["weights_xxh3"])
     inputs = {

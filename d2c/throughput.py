@@ -17,6 +17,9 @@ from d2c.sit import SiT
 
 T = TypeVar("T")
 
+_COMPILED = 200_000
+"""Images from which on compiling pays: it takes about a minute, in which a small model sees more, a large one fewer."""
+
 
 def compile_blocks(model: SiT, device: torch.device, backend: str = "inductor") -> None:
     """Compile the transformer's blocks in place, on a GPU; they share one program for each shape of a batch.
@@ -26,6 +29,11 @@ def compile_blocks(model: SiT, device: torch.device, backend: str = "inductor") 
     if device.type == "cuda":
         for block in model.blocks:
             block.compile(fullgraph=True, dynamic=False, backend=backend)
+
+
+def pays(device: torch.device, images: int) -> bool:
+    """Whether compiling a model that is to see so many images costs less time than it saves, on this device."""
+    return device.type == "cuda" and images >= _COMPILED
 
 
 def padded(batch: Tensor, rows: int, device: torch.device) -> Tensor:

@@ -41,6 +41,10 @@ Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
     option("--precision", "auto|fp32|bf16|fp16", "Arithmetic; auto is bf16 on a GPU and fp32 on a CPU."),
 ]
+NoCompile = Annotated[
+    bool,
+    option("--no-compile", None, "On a GPU: do not compile the model first, as is done for a lot of images."),
+]
 Json = Annotated[
     bool,
     option("--json", None, "Print one JSON document instead of text.", callback=config_file.note_json, is_eager=True),

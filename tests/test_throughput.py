@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_scorers import batch, random_model
 
-from d2c.throughput import Coming, compile_blocks, one_behind, padded, to_device
+from d2c.throughput import Coming, compile_blocks, one_behind, padded, pays, to_device
 
 torch.set_num_threads(1)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -31,6 +31,23 @@ def test_blocks_are_compiled_as_one_graph_and_only_for_a_gpu() -> None:
     assert torch.allclose(model(latents, t, labels), want)
     assert torch.allclose(half.float(), want, atol=0.1 * float(want.abs().max()))
     assert names == list(random_model("sit-tiny/2").state_dict())
+
+
+def test_compiling_is_for_a_gpu_with_a_lot_to_do() -> None:
+    assert pays(CUDA, 8 * 1_281_167)
+    assert not pays(CUDA, 1_000)
+    assert not pays(CPU, 8 * 1_281_167)
+
+
+@needs_gpu
+def test_a_compiled_model_says_the_same_each_time_and_what_the_plain_one_says_but_for_rounding() -> None:
+    latents, _, t, labels = (tensor.to(CUDA) for tensor in batch())
+    model = random_model("sit-tiny/2").requires_grad_(False).to(CUDA)
+    want = model(latents, t, labels)
+    compile_blocks(model, CUDA)
+    got = model(latents, t, labels)
+    assert torch.equal(model(latents, t, labels), got)
+    assert torch.allclose(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
 
 
 def test_a_short_batch_is_filled_with_its_last_row_for_a_gpu_alone() -> None:

@@ -48,6 +48,7 @@ def main() -> None:
         estimator="stratified",
         evals=8,
         batch_size=64,
+        compile=False,
         precision=runtime.resolve_precision("auto", runtime.resolve_device(options.device)),
         seed=0,
         device=options.device,
