@@ -16,14 +16,16 @@ from d2c import picks as picked
 from d2c import runtime, text_table
 from d2c.config import execution
 from d2c.encoding import is_scorer, open_for_scores, public_name, slug, weights_stamp
+from d2c.errors import UsageError
 from d2c.parts import Part, ToDo, require_all, split, work
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
 from d2c.text import Synonyms, open_text, prompts
-from d2c.tokens import PART, save_array
+from d2c.tokens import PART, VIEWS, save_array, seen
 from d2c.workspace import Stage, Workspace
 from formats.files import read_json, write_json
 from formats.hashing import xxh3, xxh3_file
+from formats.schema import View
 
 TEXT_TEMPLATE = "a photo of a {class}"
 """The paper's prompt (section 3.3)."""
@@ -43,6 +45,8 @@ class AttachmentConfig:
     template: str = TEXT_TEMPLATE
     synonyms: Synonyms = "first"
     vision: str | None = "scorer"
+    views: tuple[View, ...] = ("orig",)
+    """Which views of an image are shown to the vision encoder: its mirror image too, or not."""
     grid: int
     batch_size: int = 64
     precision: str = "auto"
@@ -53,6 +57,14 @@ class AttachmentConfig:
 
     overwrite: bool = execution(False)
 
+    def __post_init__(self) -> None:
+        if self.views not in VIEWS:
+            raise UsageError(
+                "an image cannot be seen in these views",
+                found=",".join(self.views),
+                expected=" or ".join(",".join(some) for some in VIEWS),
+            )
+
     def text_identity(self) -> dict[str, Any]:
         """What decides the text embeddings."""
         if text_table.is_table(self.text):
@@ -61,9 +73,24 @@ class AttachmentConfig:
 
     def vision_identity(self) -> dict[str, Any]:
         """What decides the vision tokens."""
-        asked = {"vision": self.vision, "grid": self.grid, "batch_size": self.batch_size, "precision": self.precision}
+        asked = {
+            "vision": self.vision,
+            "views": list(self.views),
+            "grid": self.grid,
+            "batch_size": self.batch_size,
+            "precision": self.precision,
+        }
         # Only the scorer is shown noisy images.
         return {**asked, "seed": self.seed} if is_scorer(self.vision) else asked
+
+
+@dataclass(frozen=True)
+class Result:
+    """Names of the finished attachments in the workspace, to pack with, and what views of an image they are of."""
+
+    text: str | None
+    vision: str | None
+    views: tuple[View, ...]
 
 
 @dataclass(frozen=True)
@@ -78,13 +105,11 @@ class Plan:
     inputs: dict[str, dict[str, str]]
     images: int
 
-
-@dataclass(frozen=True)
-class Result:
-    """Names of the finished attachments in the workspace, to pack with."""
-
-    text: str | None
-    vision: str | None
+    @property
+    def result(self) -> Result:
+        """What `run` will have done."""
+        text, vision = (stage.path.name if stage else None for stage in (self.text, self.vision))
+        return Result(text=text, vision=vision, views=self.config.views)
 
 
 @dataclass(frozen=True)
@@ -134,9 +159,7 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
         runtime.once(lambda: _attach_text(plan, plan.text))
     if plan.vision and plan.vision_reasons:
         _attach_vision(plan, plan.vision, progress or Silent())
-    return Result(
-        text=plan.text.path.name if plan.text else None, vision=plan.vision.path.name if plan.vision else None
-    )
+    return plan.result
 
 
 def _reasons(config: AttachmentConfig, stage: Stage | None, asked: dict[str, Any], inputs: dict[str, str]) -> list[str]:
@@ -204,13 +227,14 @@ def _encode_parts(ranks: Ranks, job: _Job) -> None:
             write_json(job.stage.path / "encoder.json", encoder.info.to_dict())
 
         def make(part: Part, bar: Bar) -> None:
-            tokens = []
+            encoded = []
             size = int(scores.config["size"])
             for batch in picked.read(source, picks, part.items, size, batch=config.batch_size, threads=config.threads):
                 with runtime.autocast(config.precision, device):
-                    tokens.append(encoder.encode(batch.pixels, labels[batch.indices]))
+                    views = [encoder.encode(seen(batch.pixels, v), labels[batch.indices]) for v in config.views]
+                encoded.append(np.stack(views, axis=1))
                 bar.advance(len(batch.indices) * ranks.world)
-            save_array(part.path, np.concatenate(tokens))
+            save_array(part.path, np.concatenate(encoded))
 
         work(job.todo, make, ranks=ranks, stage=job.stage, progress=job.progress, label="attach")
 

@@ -10,10 +10,11 @@ from typing import Any, NoReturn
 
 import pyarrow as pa
 
+from d2c import tokens
 from d2c.latents import LatentSpec, RgbCodec
-from formats import Artifact, FormatError, IntegrityError, codecs
+from formats import Artifact, FormatError, IntegrityError
 from formats.fields import Fields
-from formats.schema import LATENT, Column
+from formats.schema import Column, View
 
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 _PUBLIC = re.compile(
@@ -39,6 +40,7 @@ class Vision:
     precision: str
     seed: int
     column: Column
+    class_token: bool
 
     @property
     def from_scorer(self) -> bool:
@@ -52,6 +54,7 @@ class Blueprint:
     seed: int
     size: int
     latent: LatentSpec
+    views: tuple[View, ...]
     vision: Vision | None
     scorer: dict[str, str]
     """Model and weights_xxh3 of the scorer, where the vision tokens come from it."""
@@ -102,9 +105,8 @@ def _read(recipe: Artifact, where: Path) -> Blueprint:
     latent = _latent(_inside(top, "latent"), size)
     encoders = _inside(top, "encoders")
     vision = None if encoders.record.get("vision") is None else _vision(recipe, _inside(encoders, "vision"), size)
-    columns = [Column(LATENT, latent.dtype, (len(latent.moments), latent.channels, latent.size, latent.size))]
-    if vision is not None:
-        columns += codecs.columns(vision.column.name, vision.column.codec, vision.column.values_shape)
+    views = tuple(_one_of(_inside(top, "container"), "views", [list(some) for some in tokens.VIEWS]))
+    columns = tokens.columns(latent, views, _stored(vision) if vision else None)
     if [_kind(column) for column in recipe.columns] != [_kind(column) for column in columns]:
         raise IntegrityError(
             "the recipe's columns do not fit its settings",
@@ -126,6 +128,7 @@ def _read(recipe: Artifact, where: Path) -> Blueprint:
         seed=_whole(_inside(top, "seeds"), "pack", -_SEED, _SEED),
         size=size,
         latent=latent,
+        views=views,
         vision=vision,
         scorer=scorer,
         objective=objective,
@@ -183,7 +186,13 @@ def _vision(recipe: Artifact, fields: Fields, size: int) -> Vision:
         precision=_one_of(asked, "precision", ("fp32", "bf16", "fp16")),
         seed=_whole(asked, "seed", -_SEED, _SEED) if "seed" in asked.record else 0,
         column=column,
+        class_token=f"{name}_cls" in {other.name for other in recipe.columns},
     )
+
+
+def _stored(vision: Vision) -> tuple[str, str, tuple[int, int], bool]:
+    rows, dim = vision.column.values_shape
+    return vision.column.name, vision.column.codec, (rows, dim), vision.class_token
 
 
 def _picks(recipe: Artifact, where: Path) -> pa.Table:
@@ -226,7 +235,7 @@ def _wrong(fields: Fields, name: str, found: object, expected: object) -> NoRetu
     )
 
 
-def _one_of(fields: Fields, name: str, values: tuple[Any, ...]) -> Any:
+def _one_of(fields: Fields, name: str, values: Sequence[Any]) -> Any:
     value = fields.record.get(name)
     if value not in values:
         _wrong(fields, name, value, f"one of {', '.join(map(str, values))}")

@@ -13,11 +13,11 @@ import pyarrow as pa
 from d2c.errors import D2CError
 from d2c.latents import LatentSpec
 from d2c.picks import Picks
-from d2c.tokens import VisionTokens
-from formats import codecs, verify
+from d2c.tokens import VisionTokens, columns
+from formats import verify
 from formats.files import read_json
 from formats.hashing import xxh3
-from formats.schema import LATENT, RAW, ClassRow, Column
+from formats.schema import RAW, ClassRow, Column, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class Contents:
     fields: dict[str, Any]
     """Manifest fields that say where everything came from."""
     text: Path | None = None
+    views: tuple[View, ...] = ("orig",)
     tokens: VisionTokens | None = None
     token_codec: str = RAW
     rms: np.ndarray[Any, Any] | None = None
@@ -58,11 +59,9 @@ class Contents:
 
     @property
     def columns(self) -> list[Column]:
-        spec = self.latent
-        columns = [Column(LATENT, spec.dtype, (len(spec.moments), spec.channels, spec.size, spec.size))]
-        if self.tokens is not None:
-            columns += codecs.columns(self.token_column, self.token_codec, self.tokens.shape)
-        return columns
+        tokens = self.tokens
+        vision = (self.token_column, self.token_codec, tokens.shape, tokens.class_token) if tokens else None
+        return columns(self.latent, self.views, vision)
 
     def class_rows(self, labels: np.ndarray[Any, Any]) -> list[ClassRow]:
         """The artifact's classes, with their prompts and with their counts among ``labels`` [N]."""

@@ -175,7 +175,8 @@ def _embed_parts(ranks: Ranks, job: _Job) -> None:
                     )
                 with runtime.autocast(config.precision, device):
                     tokens = encoder.encode(batch.pixels, classes[source.labels[batch.indices]])
-                found.append(tokens.astype(np.float32).mean(axis=1).astype(np.float16))
+                patches = tokens[:, -encoder.info.tokens :].astype(np.float32)
+                found.append(patches.mean(axis=1).astype(np.float16))
                 keys += [source.keys[index] for index in batch.indices]
                 bar.advance(len(batch) * ranks.world)
             write_table(part.path, pa.table({"key": keys, "features": _lists(np.concatenate(found))}))

@@ -190,7 +190,7 @@ def _measure(name: str, job: _Job, progress: Progress) -> Row:
             start = time.perf_counter()
             try:
                 with runtime.autocast(job.precision, job.device):
-                    flat = encoder.encode(batch.pixels, labels[batch.indices])
+                    flat = encoder.encode(batch.pixels, labels[batch.indices])[:, -(job.grid**2) :]
             except D2CError as error:
                 return Row(encoder=name, error=str(error))
             except torch.OutOfMemoryError as error:

@@ -57,6 +57,8 @@ class EncoderInfo:
     std: tuple[float, ...] | None = None
     view: str | None = None
     """``orig``: the image as cropped, not mirrored."""
+    class_token: bool | None = None
+    """Whether the encoder has a class token, and gives it before the others."""
     settings: tuple[tuple[str, int | float | str], ...] = ()
     """What else decides the tokens, by name (e.g. block, timestep and seed of ``scorer``)."""
 
@@ -222,13 +224,14 @@ def _check_activation(name: str, tag: str) -> None:
 
 
 def checked_tokens(tokens: Tensor, info: EncoderInfo) -> NDArray[np.float16]:
-    """Tokens [N, T, D] as float16, where they are what ``info`` promises."""
-    if tuple(tokens.shape[1:]) != (info.tokens, info.dim):
+    """Tokens [N, T, D], or [N, 1 + T, D] with a class token, as float16, where they are what ``info`` promises."""
+    expected = (info.tokens + bool(info.class_token), info.dim)
+    if tuple(tokens.shape[1:]) != expected:
         raise D2CError(
             "the encoder made another number of tokens than the grid has",
             where=info.name,
             found=list(tokens.shape[1:]),
-            expected=[info.tokens, info.dim],
+            expected=list(expected),
             hint="--vision dinov2",
         )
     half = tokens.to(torch.float16)

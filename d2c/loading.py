@@ -6,6 +6,7 @@ resumes on another number of ranks sees the same global batches.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,10 +20,11 @@ from torch import Tensor
 from d2c import runtime
 from d2c.errors import D2CError
 from d2c.latents import LatentSpec
+from d2c.recipe import Flip
 from d2c.transport import Objective
 from formats import Artifact
 from formats.order import canonical, epoch_order
-from formats.schema import INT8, LATENT, RMS, Column
+from formats.schema import INT8, LATENT, RMS, Column, View, view_column
 
 _HOST = torch.device("cpu")
 STAGED = 2**26
@@ -78,6 +80,7 @@ class Loader:
         device: torch.device,
         token_column: str | None = None,
         text: bool = False,
+        flip: Flip = "none",
         rank: int = 0,
         world: int = 1,
         budget: float = 0.4,
@@ -98,15 +101,15 @@ class Loader:
                 "there is no such column", where=artifact.path, found=token_column, expected=", ".join(known)
             )
         self.artifact, self.batch_size, self.seed, self.device = artifact, batch_size, seed, device
-        self._rank, self._world, self._token_column = rank, world, token_column
+        self._rank, self._world, self._token_column, self._flip = rank, world, token_column, flip
         self._labels = torch.from_numpy(np.asarray(artifact.labels, dtype=np.int64)).to(device)
         self._order = canonical(artifact.index)
-        tokens = next((column for column in artifact.columns if column.name == token_column), None)
-        self._codec = tokens if tokens and tokens.scale_column else None
-        self._rms: Tensor | None = None
-        if self._codec is not None:
-            self._rms = torch.from_numpy(artifact.codec_array(self._codec.name, RMS)).to(device)
-        names = [LATENT, token_column, tokens.scale_column if tokens else None]
+        views: list[View] = ["orig", "hflip"] if flip == "stored" else ["orig"]
+        wanted = [view_column(name, view) for name in (LATENT, token_column) if name for view in views]
+        used = [column for column in artifact.columns if column.name in wanted]
+        self._coded = {column.name: column for column in used if column.scale_column}
+        self._rms = {name: torch.from_numpy(artifact.codec_array(name, RMS)).to(device) for name in self._coded}
+        names = [*wanted, *(column.scale_column for column in used)]
         columns = [column for column in artifact.columns if column.name in names]
         size = sum(column.nbytes * len(artifact) for column in columns)
         homes = [home for home in (device, _HOST) if size < budget * _free_memory(home, world)]
@@ -122,13 +125,13 @@ class Loader:
     def batch(self, step: int) -> Batch:
         """This rank's images of global batch number ``step``."""
         rows = self._global(step)[self._rank :: self._world]
-        index = torch.from_numpy(rows)
-        labels = self._labels[index.to(self.device)]
+        labels = self._labels[torch.from_numpy(rows).to(self.device)]
         text, mask = (table[labels] for table in self._text) if self._text else (None, None)
+        mirrored = self._mirrored(step)
         return Batch(
-            raw=self._take(LATENT, rows, index),
+            raw=self._seen(LATENT, rows, mirrored),
             labels=labels,
-            tokens=self._tokens(self._token_column, rows, index) if self._token_column else None,
+            tokens=self._seen(self._token_column, rows, mirrored) if self._token_column else None,
             text=text.float() if text is not None else None,
             mask=mask,
         )
@@ -156,12 +159,38 @@ class Loader:
         ]
         return rows
 
-    def _tokens(self, name: str, rows: np.ndarray[Any, Any], index: Tensor) -> Tensor:
-        codes = self._take(name, rows, index)
-        if self._codec is None or self._rms is None:
-            return codes
-        scale = self._take(str(self._codec.scale_column), rows, index)
-        return decode_tokens(self._codec.codec, codes, scale, self._rms)
+    def _mirrored(self, step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Which images of this rank's batch are mirrored: drawn for the whole batch, on every device alike."""
+        if self._flip == "none":
+            return np.empty(0, np.int64)
+        turned = runtime.rng("flip", self.seed, step).random(self.batch_size) < 0.5
+        return np.flatnonzero(turned[self._rank :: self._world])
+
+    def _seen(self, name: str, rows: np.ndarray[Any, Any], mirrored: np.ndarray[Any, Any]) -> Tensor:
+        """Values of a column, of the mirror images where ``mirrored`` says so."""
+        values = self._values(name, rows)
+        if not len(mirrored):
+            return values
+        where = torch.from_numpy(mirrored).to(self.device)
+        if self._flip == "stored":
+            return values.index_copy(0, where, self._values(view_column(name, "hflip"), rows[mirrored]))
+        some = values.index_select(0, where)
+        if name != LATENT:
+            grid = math.isqrt(some.shape[1])
+            some = some.view(len(some), grid, grid, -1).flip(2).flatten(1, 2)
+        else:
+            some = some.flip(-1)
+        return values.index_copy(0, where, some)
+
+    def _values(self, name: str, rows: np.ndarray[Any, Any]) -> Tensor:
+        """A column's values at ``rows``, decoded where it has a codec."""
+        index = torch.from_numpy(rows)
+        values = self._take(name, rows, index)
+        if name not in self._coded:
+            return values
+        column = self._coded[name]
+        scale = self._take(str(column.scale_column), rows, index)
+        return decode_tokens(column.codec, values, scale, self._rms[name])
 
     def _take(self, column: str, rows: np.ndarray[Any, Any], index: Tensor) -> Tensor:
         if self.resident is None:

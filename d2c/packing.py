@@ -7,8 +7,9 @@ and any number of processes writes the same bytes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ from d2c.picks import Picks
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
 from d2c.sources import Source, open_source
-from d2c.tokens import CODECS, TokenCodec, VisionTokens, vision_facts
+from d2c.tokens import CODECS, TokenCodec, VisionTokens, seen, vision_facts
 from d2c.workspace import Workspace
 from formats import codecs, open_artifact
 from formats.codecs import Fidelity
 from formats.hashing import xxh3_json
 from formats.licence import check_licence
-from formats.schema import CONTAINERS, LATENT, RECIPE, RMS, Container
+from formats.schema import CONTAINERS, LATENT, RECIPE, RMS, Container, View, view_column
 from formats.shards import Sample
 from formats.writer import ArtifactWriter
 
@@ -48,6 +49,8 @@ class PackingConfig:
     selection: str
     text: str | None = None
     vision: str | None = None
+    views: tuple[View, ...] = ("orig",)
+    """What is stored of each image: as it is, or also its mirror image, encoded anew."""
     tokens: TokenCodec = "int8"
     """How vision tokens are stored; what that costs is measured and written into the manifest."""
     container: Container = "tar"
@@ -121,6 +124,15 @@ def plan(config: PackingConfig) -> Plan:
     vision_stage = workspace.vision(config.selection, config.vision) if config.vision else None
     text = text_stage.require("d2c attach") if text_stage else None
     vision = vision_stage.require("d2c attach") if vision_stage else None
+    tokens = VisionTokens.open(vision_stage) if vision_stage else None
+    if tokens is not None and tokens.views < len(config.views):
+        raise D2CError(
+            "the vision tokens are not there for all views that the artifact is to hold",
+            where=workspace.path,
+            found="orig",
+            expected=", ".join(config.views),
+            hint="d2c attach --views both",
+        )
     summary = scores.summary
     fields = {
         "name": f"{summary['source']['name']}-{config.selection}",
@@ -146,7 +158,8 @@ def plan(config: PackingConfig) -> Plan:
         classes=workspace.classes(),
         fields=fields,
         text=text_stage.path if text_stage else None,
-        tokens=VisionTokens.open(vision_stage) if vision_stage else None,
+        views=config.views,
+        tokens=tokens,
         token_codec=CODECS[config.tokens],
     )
     records = {"scores": scores, "selection": chosen, "text": text, "vision": vision}
@@ -220,7 +233,10 @@ def _open(plan: Plan) -> ArtifactWriter:
     writer, contents = _writer(plan), plan.contents
     if contents.tokens is not None and contents.coded:
         rms, tokens = contents.rms, contents.tokens
-        writer.codec_array(contents.token_column, RMS, lambda: tokens.rms() if rms is None else rms)
+        # The same for every view: a mirror image has the same statistics.
+        measured = cache(lambda: tokens.rms() if rms is None else rms)
+        for view in contents.views:
+            writer.codec_array(view_column(contents.token_column, view), RMS, measured)
     return writer
 
 
@@ -263,10 +279,10 @@ def _write_shards(ranks: Ranks, job: _Job) -> None:
             for shard in range(ranks.rank, plan.shards, ranks.world):
                 if shard not in finished:
                     rows = order[bounds[shard] : bounds[shard + 1]]
-                    cost = Fidelity()
-                    costs = {contents.token_column: cost} if contents.coded else {}
+                    coded = [view_column(contents.token_column, v) for v in contents.views] if contents.coded else []
+                    costs = {name: Fidelity() for name in coded}
                     writer.write(
-                        shard, _samples(plan, source, codec, rms, cost, rows, bounds[shard], bar, ranks.world), costs
+                        shard, _samples(plan, source, codec, rms, costs, rows, bounds[shard], bar, ranks.world), costs
                     )
 
 
@@ -279,7 +295,7 @@ def _samples(
     source: Source,
     codec: LatentCodec,
     rms: np.ndarray[Any, Any] | None,
-    cost: Fidelity,
+    costs: Mapping[str, Fidelity],
     rows: list[int],
     first: int,
     bar: Bar,
@@ -296,13 +312,19 @@ def _samples(
         threads=plan.config.threads,
         keep_bad=contents.unscored,
     ):
-        raw = codec.encode(batch.pixels)
+        raw = {view: codec.encode(seen(batch.pixels, view)) for view in contents.views}
         table = contents.picks.table.take(batch.indices).to_pylist()
         for i, (row, facts) in enumerate(zip(batch.indices, table, strict=True)):
-            arrays = {LATENT: raw[i]}
-            if contents.tokens is not None:
-                name, tokens = contents.token_column, contents.tokens[int(row)]
-                arrays |= codecs.stored(name, contents.token_codec, tokens, rms, cost)
+            arrays: dict[str, np.ndarray[Any, Any]] = {}
+            for number, view in enumerate(contents.views):
+                arrays[view_column(LATENT, view)] = raw[view][i]
+                if (tokens := contents.tokens) is not None:
+                    name = view_column(contents.token_column, view)
+                    cost = costs.get(name, Fidelity())
+                    arrays |= codecs.stored(name, contents.token_codec, tokens.patches(int(row), number), rms, cost)
+                    if tokens.class_token:
+                        whole = view_column(f"{contents.token_column}_cls", view)
+                        arrays[whole] = tokens.class_vector(int(row), number)
             info = {
                 "source_key": facts["key"],
                 "class_id": facts["label"],

@@ -20,7 +20,7 @@ from d2c.steps import Step, run_step
 from d2c.text import Synonyms
 from d2c.tokens import TokenCodec
 from d2c.workspace import Workspace
-from formats.schema import Container
+from formats.schema import Container, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +107,7 @@ class PackRequest:
     synonyms: Synonyms | None = None
     vision: str | None = None
     grid: int | None = None
+    views: tuple[View, ...] | None = None
     tokens: TokenCodec = "int8"
     container: Container = "tar"
     shards: int | None = None
@@ -234,6 +235,7 @@ def attachment_config(request: PackRequest, name: str) -> attachment.AttachmentC
         synonyms=request.synonyms or before.get("synonyms") or "first",
         vision=None if vision == "none" else vision,
         grid=grid,
+        views=request.views or tuple(before.get("views") or ("orig",)),
         seed=request.seed,
         device=request.device,
         gpus=request.gpus,
@@ -265,6 +267,7 @@ def attach(
             "asked_text": config.text or "none",
             "asked_vision": config.vision or "none",
             "grid": request.grid,
+            "views": config.views,
             "synonyms": request.synonyms,
         }
         runtime.once(lambda: Workspace(request.workspace).set_current(f"attachments/{name}", asked))
@@ -297,6 +300,7 @@ def packing_config(request: PackRequest, name: str, attached: attachment.Result)
         selection=name,
         text=attached.text,
         vision=attached.vision,
+        views=attached.views,
         tokens=request.tokens,
         container=request.container,
         shards=request.shards,

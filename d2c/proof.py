@@ -120,7 +120,7 @@ def check_encoder(found: dict[str, Any], shape: tuple[int, ...], expected: Visio
             expected=f"{expected.name}, weights {expected.weights_xxh3}",
             hint="name the right weights: --vision ENCODER:MODEL:FILE",
         )
-    if shape != expected.column.values_shape:
+    if shape != expected.column.values_shape or bool(found.get("class_token")) != expected.class_token:
         raise IntegrityError(
             "this vision encoder makes other tokens than the recipe has",
             where=found["name"],

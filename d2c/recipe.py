@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from math import inf
+from typing import Any, Literal, TypeAlias, get_args
 
 from d2c.errors import UsageError
+
+Flip: TypeAlias = Literal["none", "grid", "stored"]
+"""``grid`` mirrors the stored latents and the grid of the stored tokens together, which is exact for pixels and close
+for the rest; ``stored`` takes what was encoded from the mirror image (``--views orig,hflip``).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,55 @@ class Recipe:
     align_weight: float = 0.5
     """lambda of the alignment loss."""
     objective: Literal["velocity", "eps"] = "velocity"
+    flip: Flip = "none"
+    """How an image becomes its mirror image, half of the time; its vision tokens always come along."""
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot be meant.
+
+        Raises:
+            UsageError: one is out of its range.
+        """
+        for name in ("steps", "batch_size", "lr", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} must be positive", found=getattr(self, name))
+        for name, most in (("weight_decay", inf), ("align_weight", inf), ("ema_decay", 1), ("class_dropout", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise UsageError(f"{name} is out of its range", found=getattr(self, name), expected=f"0 to {most}")
+        for name, values in (("objective", ("velocity", "eps")), ("flip", get_args(Flip))):
+            if getattr(self, name) not in values:
+                raise UsageError(f"unknown {name}", found=getattr(self, name), expected=", ".join(values))
+
+    def changed(self, assignments: Sequence[str]) -> Recipe:
+        """The same but for some fields, each given as ``FIELD=VALUE``; ``betas`` are two numbers with a comma.
+
+        Raises:
+            UsageError: there is no such field, or it cannot have this value.
+        """
+        known = [field.name for field in fields(self) if field.name != "name"]
+        changes: dict[str, Any] = {}
+        for assignment in assignments:
+            name, equals, text = assignment.partition("=")
+            if not equals or name not in known:
+                raise UsageError("a recipe has no such field", found=assignment, expected=f"one of {', '.join(known)}")
+            try:
+                changes[name] = _parsed(getattr(self, name), text)
+            except ValueError as error:
+                kind = type(getattr(self, name)).__name__
+                raise UsageError(f"{name} cannot have this value", found=text, expected=kind) from error
+        return replace(self, **changes)
+
+
+def _parsed(like: Any, text: str) -> Any:
+    """``text`` as a value of the kind of ``like``."""
+    if isinstance(like, bool):
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    if isinstance(like, tuple):
+        first, second = map(float, text.split(","))
+        return (first, second)
+    return type(like)(text)
 
 
 _D2C = Recipe(name="d2c")
@@ -51,11 +107,8 @@ def recipe(name: str, *, steps: int | None = None, batch_size: int | None = None
     """
     if name not in RECIPES:
         raise UsageError("unknown recipe", found=name, expected=", ".join(RECIPES))
-    for field, value in (("--steps", steps), ("--batch-size", batch_size)):
-        if value is not None and value < 1:
-            raise UsageError(f"{field} must be positive", found=value)
-    chosen = RECIPES[name]
-    return replace(chosen, steps=steps or chosen.steps, batch_size=batch_size or chosen.batch_size)
+    asked = {"steps": steps, "batch_size": batch_size}
+    return RECIPES[name].changed([f"{field}={value}" for field, value in asked.items() if value is not None])
 
 
 def without_attachments(numbers: Recipe) -> Recipe:

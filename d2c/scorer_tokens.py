@@ -74,6 +74,7 @@ class ScorerTokens:
             input_px=spec.pixels,
             resize="none" if grid == model.grid else f"tokens, bilinear, from {model.grid} x {model.grid}",
             view="orig",
+            class_token=False,
             settings=(("codec", spec.codec), ("depth", depth), ("seed", seed), ("timestep", timestep)),
         )
 

@@ -124,6 +124,14 @@ def plan(config: TrainingConfig) -> Plan:
         notes.append("the artifact holds no text: training on class labels alone")
     if recipe.align and not encoders["vision"]:
         notes.append("the artifact holds no vision tokens: training without alignment")
+    if recipe.flip == "stored" and "hflip" not in artifact.manifest["container"]["views"]:
+        raise D2CError(
+            "the artifact holds no mirror images",
+            where=config.artifact,
+            found=f"views {', '.join(artifact.manifest['container']['views'])}",
+            expected="views orig, hflip",
+            hint="pack it again with --views orig,hflip, or mirror latents and tokens together: --set flip=grid",
+        )
     text = encoders["text"] if recipe.text else None
     vision = encoders["vision"] if recipe.align else None
     family = "dit" if recipe.objective == "eps" else "sit"
@@ -241,6 +249,7 @@ class _Trainer:
             device=device,
             token_column=plan.token_column,
             text=plan.spec.text_dim is not None,
+            flip=recipe.flip,
             rank=ranks.rank,
             world=ranks.world,
         )

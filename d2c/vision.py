@@ -45,7 +45,7 @@ class VisionEncoder(Protocol):
     def info(self) -> EncoderInfo: ...
 
     def encode(self, pixels: NDArray[np.uint8], labels: NDArray[Any]) -> NDArray[np.float16]:
-        """uint8 [N, S, S, 3] and class ids [N] -> float16 [N, grid * grid, dim].
+        """uint8 [N, S, S, 3] and class ids [N] -> float16 [N, grid * grid, dim], the class token, if any, before them.
 
         Only ``scorer`` reads the labels, and it takes those that the scorer was trained with.
 
@@ -88,7 +88,9 @@ def open_vision(
 
 
 class TimmTokens:
-    """Patch tokens of a plain vision transformer from timm, after its final norm, prefix tokens dropped."""
+    """Tokens of a plain vision transformer from timm, after its final norm: the class token, if it has one, and those
+    of the patches; registers are dropped.
+    """
 
     def __init__(self, name: str, file: Path | None, grid: int, device: torch.device) -> None:
         import timm
@@ -129,13 +131,14 @@ class TimmTokens:
             weights_xxh3=weights_digest(state),
             dim=int(model.num_features),
             tokens=grid * grid,
-            layer="forward_features, prefix tokens dropped",
+            layer="forward_features, registers dropped",
             grid=grid,
             input_px=input_px,
             resize=BICUBIC,
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
             view="orig",
+            class_token=getattr(model, "cls_token", None) is not None,
         )
         self._prefix = int(model.num_prefix_tokens)
         self._model: Any = frozen(model, device)
@@ -144,11 +147,13 @@ class TimmTokens:
     @torch.inference_mode()
     def encode(self, pixels: NDArray[np.uint8], labels: NDArray[Any]) -> NDArray[np.float16]:
         images = _prepare(pixels, self.info, self._device)
-        return checked_tokens(self._model.forward_features(images)[:, self._prefix :], self.info)
+        tokens = self._model.forward_features(images)
+        kept = tokens[:, self._prefix :]
+        return checked_tokens(torch.cat([tokens[:, :1], kept], 1) if self.info.class_token else kept, self.info)
 
 
 class OpenClipTokens:
-    """Patch tokens of an open_clip image tower, after its last block and post layer norm, without the class token."""
+    """Class token and patch tokens of an open_clip image tower, after its last block and post layer norm."""
 
     def __init__(self, spec: str, grid: int, device: torch.device) -> None:
         import open_clip
@@ -184,6 +189,7 @@ class OpenClipTokens:
             mean=tuple(visual.image_mean),
             std=tuple(visual.image_std),
             view="orig",
+            class_token=True,
         )
 
     @torch.inference_mode()
@@ -194,8 +200,10 @@ class OpenClipTokens:
             normalize_intermediates=True,
             intermediates_only=True,
             output_fmt="NLC",
+            output_extra_tokens=True,
         )
-        return checked_tokens(features["image_intermediates"][-1], self.info)
+        prefix, patches = features["image_intermediates_prefix"][-1], features["image_intermediates"][-1]
+        return checked_tokens(torch.cat([prefix[:, :1], patches], 1), self.info)
 
 
 def _timm_weights(name: str, file: Path | None, hint: str) -> Path:

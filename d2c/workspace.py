@@ -242,7 +242,7 @@ class Workspace:
 
     def vision(self, selection: str, name: str) -> Stage:
         """Vision tokens, one grid per picked image."""
-        return Stage(self.path / "attachments" / selection / name, "vision attachment", 2)
+        return Stage(self.path / "attachments" / selection / name, "vision attachment", 3)
 
     def classes(self) -> list[dict[str, Any]]:
         """The scored source's classes: id, name, source_id, count."""

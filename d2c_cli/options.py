@@ -297,6 +297,15 @@ Key = Annotated[str, typer.Argument(metavar="KEY", help="A scored image: its pat
 Container = Annotated[
     Literal["tar", "parquet"], option("--container", "tar|parquet", "Shards as WebDataset tar files or as Parquet.")
 ]
+Views = Annotated[
+    Any,
+    option(
+        "--views",
+        "orig|orig,hflip",
+        "What is encoded of each image: itself, or its mirror image too.  [default: as before, else orig]",
+        parser=several(str),
+    ),
+]
 Tokens = Annotated[
     Literal["fp16", "int8", "int4"],
     option(
@@ -349,6 +358,10 @@ Model = Annotated[
 ]
 Recipe = Annotated[str, option("--recipe", "d2c|repa|sit|dit|small", "A published recipe; small is for sit-tiny.")]
 Steps = Annotated[int | None, count("--steps", "STEPS", "Optimizer steps.  [default: the recipe's]")]
+Set = Annotated[
+    list[str] | None,
+    option("--set", "FIELD=VALUE", "Change a field of the recipe, such as lr=2e-4 or flip=grid; may be repeated."),
+]
 TrainBatch = Annotated[
     int | None,
     count("--batch-size", "IMAGES", "Images per step, over all GPUs.  [default: the recipe's]"),

@@ -137,42 +137,43 @@ def pack(request: PackRequest) -> Facts:
     from d2c import attachment, packing, pipeline
 
     steps: list[Facts] = []
+    images: int | None = None
     if request.ratio is None and request.per_class is None:
-        name, images = pipeline.current_selection(request.workspace), None
+        name = pipeline.current_selection(request.workspace)
     else:
         steps = select(request.selection)
         name, images = steps[-1]["facts"]["selection"], int(steps[-1]["facts"]["images"])
-        if steps[-1]["would_run"]:
-            attachments = pipeline.attachment_config(request, name)
-            wanted = {
-                "text": attachments.text,
-                "vision": attachments.vision,
-                "grid": attachments.grid,
-                "images": images,
-            }
-            later = [
-                step("attach", ["after select"], wanted),
-                step("pack", ["after attach"], {"images": images, "latent_bytes": images * _latent_bytes(request)}),
-            ]
-            return {"selection": name, "out": request.out, "payload_bytes": None, "steps": [*steps, *later]}
+    attachments = pipeline.attachment_config(request, name)
+    latent = _latent_bytes(request, len(attachments.views))
+    if images is not None and steps[-1]["would_run"]:
+        wanted = {
+            "text": attachments.text,
+            "vision": attachments.vision,
+            "grid": attachments.grid,
+            "images": images,
+        }
+        later = [
+            step("attach", ["after select"], wanted),
+            step("pack", ["after attach"], {"images": images, "latent_bytes": images * latent}),
+        ]
+        return {"selection": name, "out": request.out, "payload_bytes": None, "steps": [*steps, *later]}
     attach, attached = attachment_steps(request, name)
     steps += attach
     if not attached:
         count = images if images is not None else attach[1]["facts"]["images"]
-        later = [step("pack", ["after attach"], {"images": count, "latent_bytes": count * _latent_bytes(request)})]
+        later = [step("pack", ["after attach"], {"images": count, "latent_bytes": count * latent})]
         return {"selection": name, "out": request.out, "payload_bytes": None, "steps": [*steps, *later]}
-    done = attachment.plan(pipeline.attachment_config(request, name))
-    names = [stage.path.name if stage else None for stage in (done.text, done.vision)]
-    plan = packing.plan(pipeline.packing_config(request, name, attachment.Result(text=names[0], vision=names[1])))
+    done = attachment.plan(attachments)
+    plan = packing.plan(pipeline.packing_config(request, name, done.result))
     steps.append(step("pack", plan.reasons, {"images": len(plan.contents.picks), "shards": plan.shards}))
     return {"selection": name, "out": request.out, "payload_bytes": plan.contents.bytes, "steps": steps}
 
 
-def _latent_bytes(request: PackRequest) -> int:
-    """Bytes of one image's latent as the scored codec stores it."""
+def _latent_bytes(request: PackRequest, views: int) -> int:
+    """Bytes of one image's latents as the scored codec stores them."""
     codec = Workspace(request.workspace).scores.require("d2c score DIR").summary["codec"]
     values = len(codec["moments"]) * int(codec["channels"]) * int(codec["size"]) ** 2
-    return values * int(codec["dtype"][1:])
+    return values * int(codec["dtype"][1:]) * views
 
 
 def evaluations_per_image(sampler: SamplerConfig) -> int:

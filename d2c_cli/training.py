@@ -23,6 +23,7 @@ def train(
     recipe: options.Recipe = "d2c",
     steps: options.Steps = None,
     batch_size: options.TrainBatch = None,
+    set: options.Set = None,  # noqa: A002 (its name on the command line)
     precision: options.Precision = "auto",
     out: options.RunOut = None,
     device: options.Device = "auto",
@@ -50,7 +51,7 @@ def train(
         artifact=artifact,
         out=run,
         model=model,
-        recipe=numbers_of(recipe, steps=steps, batch_size=batch_size),
+        recipe=numbers_of(recipe, steps=steps, batch_size=batch_size).changed(set or ()),
         precision=precision,
         seed=seed,
         device=device,

@@ -25,6 +25,9 @@ RAW, INT8, INT4 = "raw", "i8-chrms1", "u4-chrms1"
 
 CODECS = (RAW, INT8, INT4)
 
+View = Literal["orig", "hflip"]
+"""An image as cropped, or its mirror image encoded anew, in columns of its own."""
+
 RMS = "rms"
 """The codec array of both: float32 [D]."""
 
@@ -47,6 +50,11 @@ _KEY = re.compile(r"[0-9a-z_-]{1,64}")
 _CODED = {INT8: "i1", INT4: "u1"}
 
 Container = Literal["tar", "parquet", "recipe"]
+
+
+def view_column(name: str, view: View) -> str:
+    """The column that holds for ``view`` what column ``name`` holds for the image as cropped."""
+    return name if view == "orig" else f"{name}_hflip"
 
 
 @dataclass(frozen=True)

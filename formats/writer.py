@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,7 @@ from formats.lock import WriterLock
 from formats.npy import array_record, read_npy, write_npy
 from formats.schema import (
     CONTAINERS,
+    LATENT,
     RAW,
     RECIPE,
     RMS,
@@ -51,7 +52,9 @@ from formats.schema import (
     Container,
     FileRecord,
     Manifest,
+    View,
     parse_manifest,
+    view_column,
 )
 from formats.shards import shard_name, write_shard
 from formats.swap import recover, swap
@@ -264,7 +267,7 @@ class ArtifactWriter:
                 "per_class_min": min(counts),
                 "per_class_max": max(counts),
             },
-            "container": {"kind": self.container, "views": ["orig"]},
+            "container": {"kind": self.container, "views": self._views},
             "columns": [column.to_dict() for column in columns],
             "class_tables": [{"name": name, **table.to_dict()} for name, table in tables.items()],
             "files": [record.to_dict() for record in files],
@@ -334,6 +337,11 @@ class ArtifactWriter:
         path = codec_path(column.name, RMS)
         arrays = {RMS: array_record(path, self.codec_array(column.name, RMS))}
         return replace(column, codec_arrays=arrays, fidelity=fidelity)
+
+    @property
+    def _views(self) -> list[View]:
+        names = {column.name for column in self.columns}
+        return [view for view in get_args(View) if view == "orig" or view_column(LATENT, view) in names]
 
     def _record(self, name: str) -> FileRecord:
         path = self._artifact / name

@@ -83,10 +83,11 @@ def test_timm_tokens_are_the_librarys_own_forward(tiny_file: Path, size: int) ->
     model: Any = timm.create_model("test_vit", img_size=64, num_classes=7, checkpoint_path=str(tiny_file)).eval()
     config = model.pretrained_cfg
     with torch.inference_mode():
-        expected = model.forward_features(inputs(images, config["mean"], config["std"], 64))[:, 1:].numpy()
+        expected = model.forward_features(inputs(images, config["mean"], config["std"], 64)).numpy()
     tokens = encoder.encode(images, NO_LABELS)
     assert tokens.dtype == np.float16
-    assert tokens.shape == (2, 16, encoder.info.dim) == expected.shape
+    assert encoder.info.class_token
+    assert tokens.shape == (2, 1 + 16, encoder.info.dim) == expected.shape
     np.testing.assert_allclose(tokens, expected, atol=1e-5, rtol=1e-3)
 
 
@@ -97,10 +98,10 @@ def test_timm_position_embeddings_are_resampled_to_another_grid(tiny_file: Path)
     with torch.inference_mode():
         expected = model.forward_features(inputs(images, model.pretrained_cfg["mean"], model.pretrained_cfg["std"], 96))
     tokens = open_vision(f"timm:test_vit:{tiny_file}", 6, CPU).encode(images, NO_LABELS)
-    np.testing.assert_allclose(tokens, expected[:, 1:].numpy(), atol=1e-4, rtol=1e-2)
+    np.testing.assert_allclose(tokens, expected.numpy(), atol=1e-4, rtol=1e-2)
 
 
-def test_dinov2_with_registers_drops_all_five_prefix_tokens(registers_file: Path) -> None:
+def test_dinov2_drops_its_registers_and_keeps_its_class_token(registers_file: Path) -> None:
     encoder = open_vision(f"timm:vit_small_patch14_reg4_dinov2:{registers_file}", 4, CPU)
     images = pixels(64)
     model: Any = timm.create_model("vit_small_patch14_reg4_dinov2", dynamic_img_size=True)
@@ -110,12 +111,13 @@ def test_dinov2_with_registers_drops_all_five_prefix_tokens(registers_file: Path
         everything = model.eval().forward_features(values)
     assert everything.shape == (2, 1 + 4 + 16, 384)
     tokens = encoder.encode(images, NO_LABELS)
-    np.testing.assert_allclose(tokens, everything[:, 5:].numpy(), atol=1e-4, rtol=1e-2)
+    expected = torch.cat([everything[:, :1], everything[:, 5:]], 1).numpy()
+    np.testing.assert_allclose(tokens, expected, atol=1e-4, rtol=1e-2)
 
     for row, column in ((0, 0), (0, 3), (3, 0), (2, 1)):
         other = images.copy()
         other[:, row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] ^= 255
-        assert farthest_cell(encoder.encode(other, NO_LABELS), tokens, 4) == (row, column)
+        assert farthest_cell(encoder.encode(other, NO_LABELS)[:, 1:], tokens[:, 1:], 4) == (row, column)
 
 
 def test_info_says_what_the_encoder_saw(registers_file: Path) -> None:
@@ -145,7 +147,7 @@ def test_timm_weights_come_from_the_hubs_cache_with_their_revision(
     assert encoder.info.source == f"hf://timm/{name}.augreg_in21k_ft_in1k"
     assert encoder.info.revision == commit
     assert encoder.info.weights_xxh3 == weights_digest(saved.state_dict())
-    assert encoder.encode(pixels(32), NO_LABELS).shape == (2, 4, 192)
+    assert encoder.encode(pixels(32), NO_LABELS).shape == (2, 1 + 4, 192)
 
 
 @pytest.mark.parametrize("name", ["dinov2", f"timm:{DINOV2}"])
@@ -205,17 +207,17 @@ def test_open_clip_tokens_are_the_librarys_own_forward(clip_file: Path, size: in
     with torch.inference_mode():
         _, expected = visual(inputs(images, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD, 64))
     tokens = encoder.encode(images, NO_LABELS)
-    assert tokens.shape == (2, 16, 64) == (2, 16, encoder.info.dim)
-    np.testing.assert_allclose(tokens, expected.numpy(), atol=1e-5, rtol=1e-3)
+    assert tokens.shape == (2, 1 + 16, 64) == (2, 1 + 16, encoder.info.dim)
+    np.testing.assert_allclose(tokens[:, 1:], expected.numpy(), atol=1e-5, rtol=1e-3)
 
 
 def test_open_clip_makes_another_grid_in_row_major_order(clip_file: Path) -> None:
     encoder, images = open_vision(f"open_clip:tiny-vision:{clip_file}", 3, CPU), pixels(48)
     tokens = encoder.encode(images, NO_LABELS)
-    assert tokens.shape == (2, 9, 64)
+    assert tokens.shape == (2, 1 + 9, 64)
     other = images.copy()
     other[:, :16, 32:] ^= 255
-    assert farthest_cell(encoder.encode(other, NO_LABELS), tokens, 3) == (0, 2)
+    assert farthest_cell(encoder.encode(other, NO_LABELS)[:, 1:], tokens[:, 1:], 3) == (0, 2)
     four = open_vision(f"open_clip:tiny-vision:{clip_file}", 4, CPU)
     assert encoder.info.weights_xxh3 == four.info.weights_xxh3 == weights_digest(load_file(clip_file))
 

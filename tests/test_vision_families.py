@@ -81,7 +81,7 @@ def assert_in_place(encoder: VisionEncoder, grid: int) -> None:
     for row, column in ((0, grid - 1), (grid - 1, 0), (1, 2)):
         changed = images.copy()
         changed[:, row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] ^= 255
-        moved = np.linalg.norm(encoder.encode(changed, NO_LABELS) - before, axis=-1)
+        moved = np.linalg.norm(encoder.encode(changed, NO_LABELS) - before, axis=-1)[:, -(grid**2) :]
         assert divmod(int(moved[0].argmax()), grid) == (row, column)
 
 
@@ -101,7 +101,10 @@ def test_a_family_of_timm_gives_the_librarys_own_patch_tokens(
     config = model.pretrained_cfg
     with torch.inference_mode():
         everything = model.forward_features(prepared(images, config["mean"], config["std"], side))
-    assert_stored(encoder.encode(images, NO_LABELS), everything[:, -GRID * GRID :])
+    tokens, patches = encoder.encode(images, NO_LABELS), everything[:, -GRID * GRID :]
+    own = getattr(model, "cls_token", None) is not None
+    assert encoder.info.class_token == own
+    assert_stored(tokens, torch.cat([everything[:, :1], patches], 1) if own else patches)
     assert encoder.info.input_px == side
     assert encoder.info.dim == 48
     assert_in_place(encoder, GRID)
@@ -140,7 +143,7 @@ def test_a_tower_of_open_clip_gives_the_librarys_own_patch_tokens(vision: dict[s
     visual.ln_post.register_forward_hook(lambda _module, _inputs, output: everything.append(output))
     with torch.inference_mode():
         visual(values)
-    assert_stored(encoder.encode(images, NO_LABELS), everything[0][:, 1:])
+    assert_stored(encoder.encode(images, NO_LABELS), everything[0])
     assert_in_place(encoder, GRID)
 
 
