@@ -71,10 +71,14 @@ def find(images: pa.Table, read: Read) -> Found:
     pictures = _numbered(images["pixels_xxh3"])
     first = np.unique(pictures, return_index=True)[1]
     words = images["phash"].cast(pa.binary(32)).take(pa.array(first)).combine_chunks()
-    known = np.frombuffer(words.buffers()[1], "<u8", count=4 * len(words)).reshape(-1, 4).astype(np.uint64)
+    known = np.frombuffer(words.buffers()[1], "<u8", count=4 * len(words)).reshape(-1, 4)
     shaped = np.flatnonzero(known.any(axis=1))
+    known = known[shaped].astype(np.uint64)
+    del words
+    # A million rows are hundreds of megabytes that Arrow keeps for later.
+    pa.default_memory_pool().release_unused()
     with ThreadPoolExecutor(2) as threads:  # numpy lets go of the interpreter's lock
-        ways = threads.map(lambda mirrored: close(known[shaped], mirrored=mirrored), (False, True))
+        ways = threads.map(lambda mirrored: close(known, mirrored=mirrored), (False, True))
         straight, turned = ways
     pairs = shaped[np.concatenate([straight.pairs, turned.pairs])]
     mirrored = np.arange(len(pairs)) >= len(straight.pairs)

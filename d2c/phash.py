@@ -141,11 +141,11 @@ def close(known: Hashes, *, mirrored: bool = False) -> Close:
     and counted.
     """
     flip = MIRROR if mirrored else np.zeros(4, dtype=np.uint64)
-    bands = [_Band.of(known[:, 0], first, width, int(flip[0])) for first, width in _BANDS]
     found, total, skipped = [np.zeros((0, 2), dtype=np.int64)], 0, 0
-    for turned in range(3):
-        for band in bands:
-            for places in combinations(range(band.width), turned):
+    for first, width in _BANDS:
+        band = _Band.of(known[:, 0], first, width, int(flip[0]))
+        for turned in range(3):
+            for places in combinations(range(width), turned):
                 left, right, comparisons = band.meetings(sum(1 << place for place in places))
                 crowded = (comparisons > _CROWD) | (total > _FOUND)
                 skipped += int(comparisons[crowded].sum())
@@ -153,7 +153,7 @@ def close(known: Hashes, *, mirrored: bool = False) -> Close:
                     near = _ones(band.words[ours] ^ band.words[theirs] ^ flip[0]) <= NEAR_LOW
                     pairs = np.stack([band.order[ours[near]], band.order[theirs[near]]], axis=1)
                     pairs = pairs[distances(known[pairs[:, 0]], known[pairs[:, 1]] ^ flip) <= NEAR_ALL]
-                    found.append(np.sort(pairs, axis=1))
+                    found.append(np.sort(pairs, axis=1).astype(np.int64))
                     total += len(pairs)
     codes = np.concatenate(found) @ np.array([len(known), 1])
     return Close(np.stack(np.divmod(np.unique(codes), max(1, len(known))), axis=1), skipped)
@@ -171,7 +171,7 @@ class _Band:
 
     width: int
     flip: int
-    order: npt.NDArray[np.int64]
+    order: _Places
     words: Hashes
     counts: _Places
     starts: _Places
@@ -180,7 +180,7 @@ class _Band:
     @staticmethod
     def of(words: Hashes, first: int, width: int, flip: int) -> _Band:
         values = ((words >> np.uint64(first)) & np.uint64((1 << width) - 1)).astype(np.int32)
-        order = np.argsort(values, kind="stable")
+        order = np.argsort(values, kind="stable").astype(np.int32)
         counts = np.bincount(values, minlength=1 << width).astype(np.int32)
         starts = np.cumsum(counts, dtype=np.int32) - counts
         used = np.flatnonzero(counts).astype(np.int32)
