@@ -16,6 +16,7 @@ from d2c.conditioning import DCEmbedding, LabelEmbedder, TimestepEmbedder
 from d2c.errors import D2CError
 
 ObjectiveName = Literal["velocity", "eps"]
+Projector = Literal["mlp", "conv"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class ModelSpec:
     align_depth: int = 8  # blocks before the projector reads the tokens
     align_dim: int | None = None  # width of the attached vision tokens; None: no projector
     projector_width: int = 2048
+    projector: Projector = "mlp"
+    qk_norm: bool = False
     learn_sigma: bool = False  # the official files predict a variance too; it is computed and dropped
 
     @property
@@ -145,11 +148,14 @@ def model_spec(
     *,
     text_tokens: int = 16,
     learn_sigma: bool = False,
+    align_depth: int | None = None,
+    projector: Projector = "mlp",
+    qk_norm: bool = False,
 ) -> ModelSpec:
     """The spec of the named model for square latents of side ``input_size``.
 
     Raises:
-        D2CError: no such model, or its patches do not tile the latent.
+        D2CError: no such model, its patches do not tile the latent, or it has no such block to align.
     """
     family, size_name, patch = parse_model(name)
     size = SIZES[size_name]
@@ -165,14 +171,18 @@ def model_spec(
         num_classes=num_classes,
         text_dim=text_dim,
         text_tokens=text_tokens,
-        align_depth=size.align_depth,
+        align_depth=align_depth or size.align_depth,
         align_dim=align_dim,
         projector_width=size.projector_width,
+        projector=projector,
+        qk_norm=qk_norm,
         learn_sigma=learn_sigma,
     )
     try:
         return _checked(spec)
     except ValueError as error:
+        if input_size % patch == 0:
+            raise D2CError(f"{spec.name} cannot be built so", found=str(error)) from error
         fitting = [p for p in PATCHES if input_size % p == 0]
         hint = f"use a model that ends in {' or '.join(f'/{p}' for p in fitting)}" if fitting else None
         raise D2CError(f"{spec.name} does not fit these latents", found=str(error), hint=hint) from error
@@ -216,14 +226,14 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class Block(nn.Module):
     """Attention and MLP, each modulated and gated by the condition (adaLN-zero)."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool = False) -> None:
         super().__init__()
         from timm.layers.activations import GELUTanh
         from timm.layers.attention import Attention
         from timm.layers.mlp import Mlp
 
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(width, num_heads=heads, qkv_bias=True)
+        self.attn = Attention(width, num_heads=heads, qkv_bias=True, qk_norm=qk_norm, norm_layer=nn.LayerNorm)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(width, 4 * width, act_layer=GELUTanh)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
@@ -273,12 +283,12 @@ class SiT(nn.Module):
         self.y_embedder = LabelEmbedder(spec.num_classes, width)
         positions = torch.from_numpy(position_table(width, spec.grid)).float()[None]
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
-        self.blocks = nn.ModuleList(Block(width, spec.heads) for _ in range(spec.depth))
+        self.blocks = nn.ModuleList(Block(width, spec.heads, spec.qk_norm) for _ in range(spec.depth))
         self.final_layer = FinalLayer(width, spec.patch**2 * spec.out_channels)
         if spec.text_dim is not None:
             self.text_embedder = DCEmbedding(spec.text_dim, spec.text_tokens, width)
         if spec.align_dim is not None:
-            self.projectors = nn.ModuleList([_projector(width, spec.projector_width, spec.align_dim)])
+            self.projectors = nn.ModuleList([_projector(spec, spec.align_dim)])
         self._initialise()
 
     def _initialise(self) -> None:
@@ -388,8 +398,25 @@ class SiT(nn.Module):
         return planes.reshape(-1, spec.channels, spec.input_size, spec.input_size)
 
 
-def _projector(width: int, hidden: int, align_dim: int) -> nn.Sequential:
-    """REPA's three-layer map from hidden tokens to the attached tokens' space."""
+class ConvProjector(nn.Conv2d):
+    """A 3 x 3 convolution over the grid of tokens, from [N, T, width] to [N, T, align_dim] (iREPA, 2512.10794)."""
+
+    def __init__(self, width: int, align_dim: int) -> None:
+        super().__init__(width, align_dim, kernel_size=3, padding=1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``tokens`` [N, T, width] of a square grid, row by row."""
+        count, size, width = tokens.shape
+        grid = round(size**0.5)
+        planes = tokens.transpose(1, 2).reshape(count, width, grid, grid)
+        return super().forward(planes).flatten(2).transpose(1, 2)
+
+
+def _projector(spec: ModelSpec, align_dim: int) -> nn.Module:
+    """From hidden tokens to the attached tokens' space: REPA's three layers, or one convolution."""
+    width, hidden = spec.width, spec.projector_width
+    if spec.projector == "conv":
+        return ConvProjector(width, align_dim)
     return nn.Sequential(
         nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, align_dim)
     )
