@@ -132,8 +132,9 @@ class Watch:
 
     def _charts(self) -> list[tuple[str, list[Curve]]]:
         stats, readings = self.run.stats(), self.run.readings()
-        names = [name for name in ("denoising", "alignment") if any(line[name] for line in stats)]
-        charts = [(name, [_curve(name, name, stats)]) for name in names]
+        titles = {"denoising": "denoising loss of each batch", "alignment": "alignment loss of each batch, weighted"}
+        shown = [name for name in titles if any(line[name] for line in stats)]
+        charts = [(titles[name], [_curve("", name, stats)]) for name in shown]
         if readings:
             charts.append(("denoising loss of the averaged weights", [_curve(name, name, readings) for name in _READ]))
             bins = [
