@@ -249,6 +249,10 @@ Text = Annotated[
         "hashed for small images, t5 for others]",
     ),
 ]
+Prompt = Annotated[
+    str | None,
+    option("--prompt", "TEXT", "What an encoder reads for a class.  [default: as before, else 'a photo of a {class}']"),
+]
 Synonyms = Annotated[
     Literal["first", "all"] | None,
     option(
