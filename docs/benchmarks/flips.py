@@ -22,8 +22,8 @@ TEXT = """# Mirror images: none, mirrored tokens, or tokens of the mirror image
 
 [flips.sh](flips.sh) made the figures, [flips.py](flips.py) this page: {images} random images of CIFAR-10 at {side} px
 with text and the scorer's tokens on a {grid} x {grid} grid, {model}, recipe `{recipe}`, {steps:,} steps of {batch}. An
-image is mirrored half of the time: never, its latent (exact in pixels) and its stored tokens' grid together, or with the
-tokens that the encoder made of the mirror image. {samples:,} samples a run against {reference:,} real images, measured
+image is mirrored half of the time: never, its latent (exact in pixels) and its stored tokens' grid together, or with
+the tokens that the encoder made of the mirror image. {samples:,} samples a run against {reference:,} real images, measured
 by a classifier: not FID.
 
 {table}
@@ -35,8 +35,8 @@ Mean ± standard deviation over {seeds} runs, which differ in the draw of images
 With {seeds} runs an arm a difference counts from {t} standard errors (5 %, Student's t).
 
 How close mirrored tokens are to the encoder's own of the mirror image (mean cosine over tokens; *centred*: without the
-token that all have in common): {mirrored} mirrored and {straight} as they are, centred {mirrored_c} and {straight_c}. For
-other encoders see [attach.md](attach.md).
+token that all have in common): {mirrored} mirrored and {straight} as they are, centred {mirrored_c} and {straight_c}.
+For other encoders see [attach.md](attach.md).
 
 {machine}
 """
