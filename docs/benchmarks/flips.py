@@ -23,8 +23,8 @@ TEXT = """# Mirror images: none, mirrored tokens, or tokens of the mirror image
 [flips.sh](flips.sh) made the figures, [flips.py](flips.py) this page: {images} random images of CIFAR-10 at {side} px
 with text and the scorer's tokens on a {grid} x {grid} grid, {model}, recipe `{recipe}`, {steps:,} steps of {batch}. An
 image is mirrored half of the time: never, its latent (exact in pixels) and its stored tokens' grid together, or with
-the tokens that the encoder made of the mirror image. {samples:,} samples a run against {reference:,} real images, measured
-by a classifier: not FID.
+the tokens that the encoder made of the mirror image. {samples:,} samples a run against {reference:,} real images,
+measured by a classifier: not FID.
 
 {table}
 
