@@ -46,6 +46,8 @@ class Recipe:
     spatial_norm: float = 0.0
     """Share of each image's mean token that is taken from the attached tokens before they are scaled to one standard
     deviation (iREPA, 2512.10794); 0: as they are stored."""
+    class_token: float = 0.0
+    """Weight of the loss of a class token that is denoised along with the latents (REG, 2507.01467: 0.03); 0: none."""
     qk_norm: bool = False
     """Normalise queries and keys: steadier in half precision. An option of REPA's code, off in its released models."""
     objective: Literal["velocity", "eps"] = "velocity"
@@ -61,7 +63,8 @@ class Recipe:
         for name in ("steps", "batch_size", "lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} must be positive", found=getattr(self, name))
-        ranges = {"weight_decay": inf, "align_weight": inf, "ema_decay": 1, "class_dropout": 1, "spatial_norm": 1}
+        ranges = dict.fromkeys(("weight_decay", "align_weight", "class_token"), inf)
+        ranges |= dict.fromkeys(("ema_decay", "class_dropout", "spatial_norm"), 1.0)
         for name, most in ranges.items():
             if not 0 <= getattr(self, name) <= most:
                 raise UsageError(f"{name} is out of its range", found=getattr(self, name), expected=f"0 to {most}")

@@ -86,6 +86,7 @@ class Plan:
     samples: int
     done: bool
     token_column: str | None
+    class_column: str | None
     notes: list[str]
 
     @property
@@ -151,8 +152,21 @@ def plan(config: TrainingConfig) -> Plan:
         align_depth=recipe.align_depth,
         projector=recipe.projector,
         qk_norm=recipe.qk_norm,
+        class_dim=vision["dim"] if vision and recipe.class_token else None,
     )
     column = str(vision["column"]) if vision else None
+    class_column = f"{column}_cls" if spec.class_dim is not None else None
+    if recipe.class_token and class_column not in [known.name for known in artifact.columns]:
+        raise D2CError(
+            "the artifact holds no class tokens",
+            where=config.artifact,
+            found=f"vision tokens of {vision['name']}" if vision else "no vision tokens",
+            hint="attach an encoder that has one, such as --vision dinov2, or leave class_token=0",
+        )
+    if recipe.class_token and config.held_out is not None:
+        raise UsageError(
+            "held-out images have no class token, which this recipe denoises too", hint="leave --held-out out"
+        )
     if vision and vision["grid"] != spec.grid:
         raise D2CError(
             "the model's tokens lie on another grid than the stored vision tokens",
@@ -179,7 +193,7 @@ def plan(config: TrainingConfig) -> Plan:
     replaced = config.overwrite and earlier.exists()
     there = not replaced and earlier.matches(identity)
     done = there and (earlier.finished_steps() == recipe.steps or bool(earlier.stopped()))
-    return Plan(config, spec, identity, len(artifact), done, column, notes)
+    return Plan(config, spec, identity, len(artifact), done, column, class_column, notes)
 
 
 def multiple(count: int, of: int) -> int:

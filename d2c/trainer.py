@@ -37,6 +37,7 @@ class Settings:
     recipe: Recipe
     spec: ModelSpec
     token_column: str | None
+    class_column: str | None
     precision: str
     seed: int
     compile: bool
@@ -55,6 +56,8 @@ class _Work:
     null: Tensor
     posterior: Tensor | None
     tokens: Tensor | None
+    class_token: Tensor | None
+    class_noise: Tensor | None
     text: Tensor | None
     mask: Tensor | None
 
@@ -107,6 +110,7 @@ class Trainer:
             seed=settings.seed,
             device=device,
             token_column=settings.token_column,
+            class_column=settings.class_column,
             text=spec.text_dim is not None,
             flip=recipe.flip,
             rank=ranks.rank,
@@ -147,7 +151,11 @@ class Trainer:
     def _work(self, step: int) -> _Work:
         batch = self.loader.batch(step)
         t, noise, posterior, null = self.loader.draws(step, self.objective, self.settings.recipe.class_dropout)
-        return _Work(batch.raw, batch.labels, t, noise, null, posterior, batch.tokens, batch.text, batch.mask)
+        class_noise = None if batch.class_token is None else self.loader.class_noise(step, batch.class_token.shape[1])
+        return _Work(
+            raw=batch.raw, labels=batch.labels, t=t, noise=noise, null=null, posterior=posterior, tokens=batch.tokens,
+            class_token=batch.class_token, class_noise=class_noise, text=batch.text, mask=batch.mask,
+        )  # fmt: skip
 
     def _backward(self, work: _Work, step: int) -> tuple[Tensor, Tensor]:
         """Leave the gradients of this rank's images; returns their mean denoising and alignment losses."""
@@ -163,28 +171,34 @@ class Trainer:
         return sums[0], sums[1]
 
     def losses(self, work: _Work, step: int) -> tuple[Tensor, Tensor]:
-        """Mean denoising loss, and mean alignment loss times its weight, of some images: scalars."""
-        recipe = self.settings.recipe
+        """Mean denoising loss of some images, and the weighted losses of what is attached to them: scalars."""
+        recipe, objective = self.settings.recipe, self.objective
         latents = to_model(work.raw, self.loader.latent, work.posterior)
-        z_t = self.objective.corrupt(latents, work.noise, work.t)
+        token, noise = work.class_token, work.class_noise
+        given = None if token is None or noise is None else objective.corrupt(token, noise, work.t)
         with runtime.autocast(self.settings.precision, self.device):
             output = self.wrapped(
-                z_t,
-                self.objective.model_time(work.t),
+                objective.corrupt(latents, work.noise, work.t),
+                objective.model_time(work.t),
                 work.labels,
                 work.text,
                 work.mask,
                 null=work.null,
                 return_tokens=work.tokens is not None,
+                class_token=given,
             )
-        if work.tokens is None:
-            return self.objective.loss(output, latents, work.noise, work.t).mean(), torch.zeros((), device=self.device)
-        prediction, projected = output
-        denoising = self.objective.loss(prediction, latents, work.noise, work.t).mean()
-        targets = spatial_norm(work.tokens, recipe.spatial_norm) if recipe.spatial_norm else work.tokens
-        # Beyond its last step the alignment still counts, but nothing: several ranks wait for every gradient.
-        weight = recipe.align_weight * (not recipe.align_until or step < recipe.align_until)
-        return denoising, weight * alignment_loss(projected, targets)
+        prediction, *others = output if isinstance(output, tuple) else (output,)
+        attached = torch.zeros((), device=self.device)
+        if token is not None and noise is not None:
+            attached += recipe.class_token * objective.loss(others.pop(), token, noise, work.t).mean()
+        if work.tokens is not None:
+            targets = spatial_norm(work.tokens, recipe.spatial_norm) if recipe.spatial_norm else work.tokens
+            if token is not None:
+                targets = torch.cat([token[:, None], targets.float()], dim=1)
+            # Beyond its last step the alignment still counts, but nothing: several ranks wait for every gradient.
+            weight = recipe.align_weight * (not recipe.align_until or step < recipe.align_until)
+            attached += weight * alignment_loss(others.pop(), targets)
+        return objective.loss(prediction, latents, work.noise, work.t).mean(), attached
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
         wrapped = self.wrapped

@@ -93,6 +93,7 @@ def _train(ranks: Ranks, job: tuple[Plan, Progress]) -> None:
             recipe=config.recipe,
             spec=plan.spec,
             token_column=plan.token_column,
+            class_column=plan.class_column,
             precision=plan.identity["precision"],
             seed=config.seed,
             compile=plan.compile,
