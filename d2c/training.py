@@ -24,7 +24,7 @@ from d2c.watching import Watch
 from formats import Artifact, open_artifact
 from formats.files import read_json, remove_tree
 
-__all__ = ["Plan", "Result", "TrainingConfig", "plan", "run"]
+__all__ = ["Plan", "Result", "TrainingConfig", "plan", "run", "step_settings"]
 
 _FEW_TOKENS = 1024
 """Tokens of a batch below which a second CPU thread costs time (tiny/2: 37 ms a step on one thread, 63 on two)."""
@@ -84,22 +84,27 @@ def _open_run(plan: Plan) -> None:
     here.open(plan.identity, plan.spec.to_dict(), open_artifact(config.artifact), text=plan.spec.text_dim is not None)
 
 
+def step_settings(plan: Plan) -> Settings:
+    """What `Trainer` needs of a plan."""
+    config = plan.config
+    return Settings(
+        recipe=config.recipe,
+        spec=plan.spec,
+        token_column=plan.token_column,
+        class_column=plan.class_column,
+        precision=plan.identity["precision"],
+        seed=config.seed,
+        compile=plan.compile,
+        micro_batch=config.micro_batch,
+    )
+
+
 def _train(ranks: Ranks, job: tuple[Plan, Progress]) -> None:
     plan, progress = job
     config, device = plan.config, runtime.resolve_device(plan.config.device)
     with runtime.cpu_threads(device, _threads(plan, ranks)):
         artifact = open_artifact(config.artifact)
-        settings = Settings(
-            recipe=config.recipe,
-            spec=plan.spec,
-            token_column=plan.token_column,
-            class_column=plan.class_column,
-            precision=plan.identity["precision"],
-            seed=config.seed,
-            compile=plan.compile,
-            micro_batch=config.micro_batch,
-        )
-        trainer = Trainer.build(settings, artifact, device, ranks)
+        trainer = Trainer.build(step_settings(plan), artifact, device, ranks)
         if not ranks.main:
             _loop(plan, trainer, None, Silent())
             return

@@ -168,5 +168,5 @@ def test_the_made_artifact_has_the_shapes_of_imagenet(tmp_path: Path) -> None:
     batch = built.loader.batch(0)
     assert batch.raw.shape == (2, 2, 4, 32, 32)
     assert batch.tokens.shape == (2, 256, 768)
-    assert built.plan.spec.num_classes == 1000
+    assert built.settings.spec.num_classes == 1000
     assert torch.isfinite(built.step(0)).all()

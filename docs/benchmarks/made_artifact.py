@@ -10,8 +10,9 @@ import numpy as np
 from d2c import training
 from d2c.latents import LatentSpec
 from d2c.recipe import Recipe
-from d2c.runtime import Ranks
-from formats import codecs
+from d2c.runtime import Ranks, resolve_device
+from d2c.trainer import Trainer
+from formats import codecs, open_artifact
 from formats.schema import INT8, LATENT, RMS, ClassRow, Column
 from formats.shards import Sample
 from formats.writer import ArtifactWriter
@@ -64,13 +65,13 @@ def write(out: Path, samples: int) -> Path:
         )
 
 
-def trainer(artifact: Path, out: Path, model: str, recipe: Recipe, precision: str, device: str) -> Any:
+def trainer(artifact: Path, out: Path, model: str, recipe: Recipe, precision: str, device: str) -> Trainer:
     """What `d2c train` builds on every rank before its first step."""
     plan = training.plan(
         training.TrainingConfig(
             artifact=artifact, out=out, model=model, recipe=recipe, precision=precision, device=device
         )
     )
-    built = training._Trainer.build(plan, Ranks())
+    built = Trainer.build(training.step_settings(plan), open_artifact(artifact), resolve_device(device), Ranks())
     built.wrapped.train()
     return built

@@ -232,7 +232,7 @@ def own_step(code: Repa, folder: Path, model: str = "sit-s/2") -> list[Row]:
     # More would be clipped so far that much is as small as AdamW's epsilon, where rounding decides the step.
     draw_anew(ours.parts.model, gain=0.5)
     ours.parts.ema.load_state_dict(dict(ours.parts.model.named_parameters()))
-    theirs = RepaStep(code, code.model(ours.plan.spec))
+    theirs = RepaStep(code, code.model(ours.settings.spec))
     for one in (theirs.model, theirs.ema):
         one.load_state_dict(ours.parts.model.state_dict(), strict=True)
     before = {name: value.detach().clone() for name, value in theirs.model.named_parameters()}

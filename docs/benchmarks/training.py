@@ -127,7 +127,7 @@ def build(repa: Repa, artifact: Path, model: str, batch: int, device: torch.devi
     state = first.parts.model.state_dict()
     arms = []
     for precision in OFFICIAL[device.type]:
-        theirs = repa.model(first.plan.spec).to(device)
+        theirs = repa.model(first.settings.spec).to(device)
         theirs.load_state_dict(state, strict=True)
         step = RepaStep(repa, theirs, precision)
         arms.append(Arm(f"REPA, {precision}", lambda n, step=step: step(*ready[n % 2])))
@@ -197,7 +197,7 @@ def main() -> int:
         artifact = write(Path(folder) / "artifact", 4 * batch)
         bench, batch = largest(Repa.load(options.repa), artifact, model, batch, device)
         measure(bench, options.rounds, device)
-    spec, threads = bench.ours.plan.spec, torch.get_num_threads()
+    spec, threads = bench.ours.settings.spec, torch.get_num_threads()
     against, best = f"REPA, {OFFICIAL[kind][0]}", f"d2c, {OURS[kind][0]}"
     speedup, data = ratios(bench.arms, best, against), statistics.median(bench.data)
     middle = {arm.name: statistics.median(arm.seconds) for arm in bench.arms}
