@@ -18,6 +18,7 @@ from killing import ROOT, Fatal, run_and_kill
 from test_scorers import save_diffusers
 from test_scorers_official import S, flat, official
 from test_scorers_official import training as as_trained
+from typer.testing import CliRunner
 
 from d2c import generation, runtime, training
 from d2c.errors import D2CError, UsageError
@@ -27,6 +28,7 @@ from d2c.progress import Progress
 from d2c.recipe import recipe
 from d2c.sampling import Method, SamplerConfig, sample
 from d2c.scorers import load_denoiser
+from d2c_cli.app import app
 from formats.files import read_json
 
 SAMPLER = SamplerConfig(method="sde", steps=4, guidance=2.0)
@@ -128,16 +130,18 @@ def test_a_kill_while_the_parts_are_merged_loses_nothing(
     assert files(tmp_path / "samples") == undisturbed
 
 
+OPTIONS = "--device cpu --count 20 --batch-size 3 --npz --sampler sde --sampling-steps 4 --guidance 2".split()
+
+
 def test_two_processes_leave_the_bytes_of_one(run: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
-    draw(asked(run, tmp_path / "samples", gpus=2))
+    assert d2c("sample", run, "--out", tmp_path / "samples", *OPTIONS, "--gpus", "2").exit_code == 0
     assert files(tmp_path / "samples") == undisturbed
 
 
 def test_torchrun_leaves_the_bytes_of_one_process(run: Path, tmp_path: Path, undisturbed: dict[str, bytes]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "d2c_cli"]
-    options = "--device cpu --count 20 --batch-size 3 --npz --sampler sde --sampling-steps 4 --guidance 2".split()
     done = subprocess.run(
-        [*command, "sample", str(run), "--out", str(tmp_path / "samples"), *options],
+        [*command, "sample", str(run), "--out", str(tmp_path / "samples"), *OPTIONS],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -313,3 +317,54 @@ def test_what_cannot_be_sampled_says_what_to_do(run: Path, tmp_path: Path, vae: 
     plan = generation.plan(asked(tmp_path / "weights.pt", tmp_path / "a", codec=str(vae), objective="velocity"))
     assert plan.asked["sampler"]["method"] == "sde"
     assert not (tmp_path / "a").exists()
+
+
+def d2c(*args: str | Path) -> Any:
+    return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="d2c", catch_exceptions=False)
+
+
+def test_the_command_line_reaches_every_setting(run: Path, tmp_path: Path) -> None:
+    settings = "--sampler heun --sampling-steps 4 --guidance 2 --guidance-interval 0.3,0.8 --guidance-channels 3"
+    more = "--precision bf16 --class-labels random --count 5 --npz --device cpu --json --batch-size 2"
+    options = [*settings.split(), *more.split(), "--out", tmp_path / "out"]
+    shown = json.loads(d2c("sample", run, *options, "--dry-run").stdout)
+    # Times 1 .75 .5 .25 and .75 .5 .25 0: four of the eight are guided.
+    assert shown["steps"][0]["facts"] == {"images": 5, "evaluations": 5 * 12}
+    assert not (tmp_path / "out").exists()
+    assert json.loads(d2c("sample", run, *options).stdout)["files"] == ["grid.png", "samples.npz"]
+    told = read_json(tmp_path / "out" / generation.RECORD)["asked"]
+    sampler = {"method": "heun", "steps": 4, "guidance": 2.0, "guidance_interval": [0.3, 0.8], "guidance_channels": 3}
+    assert {name: told["sampler"][name] for name in sampler} == sampler
+    assert (told["sampler"]["precision"], told["labels"]) == ("bf16", "random")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--guidance-interval", "0.8,0.1"),
+        ("--guidance-interval", "0.5"),
+        ("--guidance-interval", "0,2"),
+        ("--guidance-channels", "4"),
+        ("--sampler", "rk4"),
+        ("--sampler", "ddpm"),
+        ("--class-labels", "none"),
+    ],
+)
+def test_a_wrong_setting_is_a_usage_error_and_writes_nothing(run: Path, tmp_path: Path, wrong: tuple[str, str]) -> None:
+    result = d2c("sample", run, *wrong, "--device", "cpu", "--out", tmp_path / "out")
+    assert result.exit_code == 2, result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_of_a_weight_file_go_where_one_may_write(
+    run: Path, tmp_path: Path, vae: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights").mkdir()
+    torch.save(flat(official(32, S, 1)), tmp_path / "weights" / "SiT-XL-2-256.pt")
+    monkeypatch.chdir(tmp_path)
+    options = ["--codec", vae, "--count", "1", "--sampling-steps", "1", "--device", "cpu"]
+    assert d2c("sample", "weights/SiT-XL-2-256.pt", *options).exit_code == 0
+    assert (tmp_path / "samples" / "SiT-XL-2-256" / generation.GRID).exists()
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["SiT-XL-2-256.pt"]
+    assert d2c("sample", run, "--count", "1", "--sampling-steps", "1", "--device", "cpu").exit_code == 0
+    assert (run / "samples" / generation.GRID).exists()

@@ -81,8 +81,8 @@ def _sit(clone: Path) -> list[list[str]]:
             ("SDE, sigma", "sde", 250, 1.0, lambda: sampler.sample_sde(diffusion_form="sigma")),
             ("SDE, sigma, guided 4", "sde", 250, 4.0, lambda: sampler.sample_sde(diffusion_form="sigma")),
         ):
-            given = {"steps": steps} if steps else {"atol": 1e-6, "rtol": 1e-6}
-            config = SamplerConfig(method=method, guidance=scale, guidance_channels=3, **given)  # type: ignore[arg-type]
+            given: dict[str, Any] = {"steps": steps} if steps else {"atol": 1e-6, "rtol": 1e-6}
+            config = SamplerConfig(method=method, guidance=scale, guidance_channels=3, **given)
             for state in (torch.float32, torch.float64):
                 what = f"SiT: {name}, state in {str(state).removeprefix('torch.')}"
                 difference = "torchdiffeq is not installed"
