@@ -1,48 +1,72 @@
-"""Sample: images from a finished run, as a grid to look at and, on request, one ``.npz`` to measure elsewhere."""
+"""Sample: images of a model, as a grid to look at and, on request, one ``.npz`` to measure elsewhere.
+
+Work is cut into parts, one for each batch, so that a kill costs one batch, and any number of processes share the rest.
+The parts are merged without ever being in memory together, and removed.
+"""
 
 from __future__ import annotations
 
-import time
+import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from d2c import runtime
 from d2c.config import execution, identity
 from d2c.errors import D2CError, UsageError
-from d2c.generator import Generator, balanced_labels, grid, sample_seeds, save_png
-from d2c.progress import Progress, Silent
+from d2c.generator import Generator, balanced_labels, grid, random_labels, sample_seeds, save_png
+from d2c.parts import Part, ToDo, require_all, split, work
+from d2c.progress import Bar, Progress, Silent
+from d2c.runtime import Ranks
 from d2c.sampling import SamplerConfig
-from formats.files import atomic, read_json, write_json
+from d2c.workspace import Stage
+from formats.files import atomic, read_json, remove_tree, write_json
+from formats.hashing import xxh3_json
 
 GRID, ARRAYS, RECORD = "grid.png", "samples.npz", "samples.json"
 SHOWN = 100
 """Images on the grid; the rest is only in the arrays."""
+_PARTS = "samples.parts"
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Labels = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """What to draw: ``count`` images, every class equally often."""
+    """What to draw: ``count`` images of a run, or of a weight file, with every class equally often or at random."""
 
     run: Path = execution()
     out: Path = execution()
     count: int = 64
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    labels: Literal["balanced", "random"] = "balanced"
     seed: int = 0
     npz: bool = False
+    objective: str | None = execution(None)
     codec: str | None = execution(None)
     device: str = execution("auto")
+    gpus: int = execution(1)
     batch_size: int = execution(64)
     overwrite: bool = execution(False)
 
     def __post_init__(self) -> None:
         if self.count < 1:
             raise UsageError("there is nothing to sample", found=self.count, expected="--count 64")
+        if self.batch_size < 1:
+            raise UsageError("a batch has at least one image", found=self.batch_size, expected="--batch-size 64")
+
+    def open(self) -> Generator:
+        """The model, on this rank's device."""
+        return Generator.open(self.run, runtime.resolve_device(self.device), self.codec, objective=self.objective)
+
+    def labels_of(self, classes: int) -> Labels:
+        """The class of each image [count]."""
+        drawn = balanced_labels(self.count, classes)
+        return drawn if self.labels == "balanced" else random_labels(self.seed, self.count, classes)
 
 
 @dataclass(frozen=True)
@@ -53,11 +77,25 @@ class Plan:
     generator: Generator
     asked: dict[str, Any]
     done: bool
+    leftover: bool
+    """A kill came between the result and the removal of its parts."""
+
+    @property
+    def stage(self) -> Stage:
+        return Stage(self.config.out / _PARTS, "samples", 1)
+
+    @property
+    def parts(self) -> list[Part]:
+        """One for each batch, in a folder named by what decides the pixels."""
+        config = self.config
+        pixels = {name: value for name, value in self.asked.items() if name != "npz"}
+        folder = self.stage.path / xxh3_json({**pixels, "batch_size": config.batch_size})
+        return split(config.count, config.batch_size, folder, ".npy")
 
 
 @dataclass(frozen=True)
 class Result:
-    """Where the images are."""
+    """Where the images are; ``seconds`` are of one worker, over interrupted runs."""
 
     path: Path
     images: int
@@ -65,26 +103,48 @@ class Result:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Job:
+    config: GenerationConfig
+    stage: Stage
+    todo: ToDo
+    progress: Progress
+    generator: Generator | None
+    """None where other processes work, who open their own."""
+
+
 def plan(config: GenerationConfig) -> Plan:
-    """Open the run.
+    """Open the model.
 
     Raises:
-        D2CError: this is no finished run, or ``out`` is a file.
+        D2CError: this is no finished run and no weight file, or ``out`` is a file.
+        UsageError: the sampler is for models of another kind.
     """
     if config.out.exists() and not config.out.is_dir():
         raise D2CError("samples go into a folder", where=config.out, found="a file", hint="choose another --out")
-    generator = Generator.open(config.run, runtime.resolve_device(config.device), config.codec)
-    asked = {**identity(config), **generator.digests()}
+    generator = config.open()
+    config = replace(config, sampler=config.sampler.resolved(generator.denoiser.objective.name))
+    denoiser = generator.denoiser
+    model = {"model": denoiser.spec.name, "reverse_time": denoiser.reverse_time}
+    asked = {**identity(config), **model, **generator.digests()}
     done = not config.overwrite and _finished(config.out, asked)
-    return Plan(config, generator, asked, done)
+    return Plan(config, generator, asked, done, leftover=(config.out / _PARTS).exists())
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Result:
-    """Draw the images and write them, unless the same ones are there."""
-    progress = progress or Silent()
+    """Draw the images that are not drawn yet and write them all, unless the same ones are there."""
     config = plan.config
-    if not plan.done:
-        runtime.once(lambda: _draw(plan, progress))
+    if not plan.done or plan.leftover:
+        lock = runtime.once(plan.stage.lock)
+        try:
+            if not plan.done:
+                runtime.once(lambda: _begin(plan))
+                _work(plan, progress or Silent())
+                runtime.once(lambda: _merge(plan))
+            runtime.once(lambda: _clear(config.out))
+        finally:
+            if lock:
+                lock.release()
     record = read_json(config.out / RECORD)
     return Result(path=config.out, images=config.count, files=list(record["files"]), seconds=float(record["seconds"]))
 
@@ -93,47 +153,85 @@ def _finished(out: Path, asked: dict[str, Any]) -> bool:
     if not (out / RECORD).exists():
         return False
     record = read_json(out / RECORD)
-    return record["asked"] == asked and all((out / name).exists() for name in record["files"])
+    return bool(record["asked"] == asked) and all((out / name).exists() for name in record["files"])
 
 
-def _draw(plan: Plan, progress: Progress) -> None:
-    config, generator, start = plan.config, plan.generator, time.perf_counter()
-    labels = balanced_labels(config.count, len(generator.classes))
-    seeds = sample_seeds(config.seed, config.count)
-    chunks = generator.stream(labels, seeds, config.sampler, batch=config.batch_size, progress=progress)
-    shown: list[Pixels] = []
-    watched = _keep(chunks, shown)
+def _begin(plan: Plan) -> None:
+    out = plan.config.out
+    if plan.config.overwrite and (out / RECORD).exists():
+        # Said again after a kill, --overwrite finds no record, and keeps what is drawn since.
+        (out / RECORD).unlink()
+        _clear(out)
+    if not any(part.done for part in plan.parts):
+        plan.stage.forget_cost()
+
+
+def _work(plan: Plan, progress: Progress) -> None:
+    config, todo = plan.config, ToDo.of(plan.parts)
+    workers = min(config.gpus, max(1, len(todo.parts)))
+    here = workers == 1 or runtime.ranks().world > 1
+    job = _Job(config, plan.stage, todo, progress, plan.generator if here else None)
+    runtime.launch(_draw_parts, job, workers=workers, device=plan.generator.device)
+
+
+def _draw_parts(ranks: Ranks, job: _Job) -> None:
+    config = job.config
+    generator = job.generator or config.open()
+    labels, seeds = config.labels_of(len(generator.classes)), sample_seeds(config.seed, config.count)
+    size = generator.codec.spec.pixels
+
+    def make(part: Part, bar: Bar) -> None:
+        rows = slice(part.items.start, part.items.stop)
+        chunks = generator.stream(labels[rows], seeds[rows], config.sampler, batch=config.batch_size)
+        with atomic(part.path) as temporary, temporary.open("wb") as stream:
+            _write_array(stream, chunks, (len(part.items), size, size, 3))
+        bar.advance(len(part.items) * ranks.world)
+
+    with runtime.one_thread(generator.device):
+        work(job.todo, make, ranks=ranks, stage=job.stage, progress=job.progress, label="sample")
+
+
+def _merge(plan: Plan) -> None:
+    config, parts = plan.config, plan.parts
+    require_all(parts)
+    (config.out / RECORD).unlink(missing_ok=True)
     files = [GRID]
     if config.npz:
-        size = generator.codec.spec.pixels
-        _write_npz(config.out / ARRAYS, watched, (config.count, size, size, 3), labels)
+        size = plan.generator.codec.spec.pixels
+        labels = config.labels_of(len(plan.generator.classes))
+        _write_npz(config.out / ARRAYS, _chunks(parts), (config.count, size, size, 3), labels)
         files.append(ARRAYS)
-    else:
-        for _ in watched:
-            pass
-    columns = min(10, max(1, int(np.ceil(np.sqrt(min(config.count, SHOWN))))))
-    save_png(grid(np.concatenate(shown), columns, side=64), config.out / GRID)
-    seconds = round(time.perf_counter() - start, 2)
+    shown = np.concatenate(list(_chunks(parts[: -(-SHOWN // config.batch_size)])))[:SHOWN]
+    columns = min(10, max(1, int(np.ceil(np.sqrt(len(shown))))))
+    save_png(grid(shown, columns, side=64), config.out / GRID)
+    seconds = round(plan.stage.spent(), 2)
     write_json(config.out / RECORD, {"asked": plan.asked, "files": files, "seconds": seconds})
 
 
-def _keep(chunks: Iterable[Pixels], shown: list[Pixels]) -> Iterator[Pixels]:
-    """The chunks as they are; the first ``SHOWN`` images of them also go into ``shown``."""
-    kept = 0
-    for chunk in chunks:
-        if kept < SHOWN:
-            shown.append(chunk[: SHOWN - kept])
-            kept += len(shown[-1])
-        yield chunk
+def _clear(out: Path) -> None:
+    remove_tree(out / _PARTS)
+    for name in (_PARTS, GRID, ARRAYS, RECORD):
+        for left in out.glob(f".tmp-*-{name}*"):  # what kills left, as large as all the images
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
-def _write_npz(path: Path, chunks: Iterable[Pixels], shape: tuple[int, ...], labels: np.ndarray[Any, Any]) -> None:
-    """What ``np.savez(path, arr_0=pixels, labels=labels)`` writes, without the pixels ever being in memory at once."""
+def _chunks(parts: Iterable[Part]) -> Iterator[Pixels]:
+    for part in parts:
+        yield np.load(part.path)
+
+
+def _write_array(stream: Any, chunks: Iterable[Pixels], shape: tuple[int, ...]) -> None:
+    """What ``np.save`` writes of the joined chunks, one after another."""
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    for chunk in chunks:
+        stream.write(np.ascontiguousarray(chunk).tobytes())
+
+
+def _write_npz(path: Path, chunks: Iterable[Pixels], shape: tuple[int, ...], labels: Labels) -> None:
+    """What ``np.savez(path, arr_0=pixels, labels=labels)`` writes, without the pixels ever being in memory at once."""
     with atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-            np.lib.format.write_array_header_1_0(member, header)
-            for chunk in chunks:
-                member.write(np.ascontiguousarray(chunk).tobytes())
+            _write_array(member, chunks, shape)
         with archive.open("labels.npy", "w") as member:
             np.lib.format.write_array(member, labels, allow_pickle=False)

@@ -1,4 +1,4 @@
-"""A finished run as a source of images: its averaged weights, text and codec, ready to sample."""
+"""A finished run, or a published weight file, as a source of images: weights, text and codec, ready to sample."""
 
 from __future__ import annotations
 
@@ -16,56 +16,70 @@ from d2c import checkpoint, runtime
 from d2c.errors import D2CError
 from d2c.latents import LatentCodec, LatentSpec, open_codec
 from d2c.progress import Progress, Silent
-from d2c.runs import DONE, RUN, TEXT, Run
+from d2c.runs import DONE, RUN, TEXT, WEIGHTS, Run
 from d2c.sampling import SamplerConfig, sample
 from d2c.scorers import Denoiser, load_denoiser
 from formats.files import atomic, read_json
 from formats.schema import ClassRow
 
+VAE_DOWNSAMPLE = 8
+"""Pixels per latent value along a side of the SD VAE, which all published SiT and DiT were trained with."""
+_RGB = 3
+
 
 @dataclass(frozen=True)
 class Generator:
-    """Draws images of a run. Image i is a function of the run, its label and its seed alone, up to rounding."""
+    """Draws images of a model. Image i is a function of the model, its label and its seed alone, up to rounding."""
 
     path: Path
     denoiser: Denoiser
     codec: LatentCodec
     classes: list[ClassRow]
     text: dict[str, Tensor]
-    identity: dict[str, Any]
-    artifact: Path
     device: torch.device
+    run: dict[str, Any] | None
+    """What the run was asked for; None for weights of others."""
 
     @staticmethod
-    def open(run: Path, device: torch.device, codec: str | None = None) -> Generator:
-        """Open a run; ``codec`` overrides where the decoder is found (a folder, or a hub id).
+    def open(
+        source: Path, device: torch.device, codec: str | None = None, *, objective: str | None = None
+    ) -> Generator:
+        """Open a run, or weights that `load_denoiser` reads; ``codec`` says where the decoder is (rgb, vae, a folder).
+
+        Weights of others need no ``codec`` where the SD VAE or plain pixels fit their channels; ``objective`` is for
+        files that do not tell theirs.
 
         Raises:
-            D2CError: this is no finished run, or its decoder cannot be had.
+            D2CError: this is no finished run and no weight file, or its decoder cannot be had.
         """
-        if not (run / DONE).exists():
+        if source.name == WEIGHTS and (source.parent / RUN).exists():
+            source = source.parent
+        is_run = source.is_dir() and not _is_weights(source)
+        return _open_run(source, device, codec) if is_run else _open_weights(source, device, codec, objective)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the run was asked for.
+
+        Raises:
+            D2CError: these are weights of others.
+        """
+        return dict(self._of_run()["identity"])
+
+    @property
+    def artifact(self) -> Path:
+        """Where the artifact lies that the run was trained on; raises as `identity` does."""
+        self._of_run()
+        return Run(self.path).artifact()
+
+    def _of_run(self) -> dict[str, Any]:
+        if self.run is None:
             raise D2CError(
-                "this is not a finished training run",
-                where=run,
-                found="a run that stopped before its last step" if (run / RUN).exists() else None,
-                hint="run d2c train again to finish it"
-                if (run / RUN).exists()
-                else "give the folder that d2c train wrote",
+                "nothing is known of how these weights were trained",
+                where=self.path,
+                expected="the folder of a run that d2c train finished",
             )
-        facts = read_json(run / RUN)
-        spec = LatentSpec.from_dict(facts["latent"])
-        name = codec or ("rgb" if spec.codec == "rgb" else spec.encoder)
-        text, _ = checkpoint.load_tensors(run / TEXT)
-        return Generator(
-            path=run,
-            denoiser=load_denoiser(str(run), device=device),
-            codec=open_codec(name, spec.pixels, device),
-            classes=[ClassRow(**row) for row in facts["classes"]],
-            text=text,
-            identity=facts["identity"],
-            artifact=Run(run).artifact(),
-            device=device,
-        )
+        return self.run
 
     def digests(self) -> dict[str, str]:
         """What the images depend on besides the request: the weights of the model and of the decoder."""
@@ -114,6 +128,66 @@ class Generator:
                 )
                 yield self.codec.decode(latents)
                 bar.advance(len(part))
+
+
+def _is_weights(folder: Path) -> bool:
+    """Whether a folder holds a model that d2c did not train."""
+    return not (folder / RUN).exists() and any((folder / name).exists() for name in ("config.json", "transformer"))
+
+
+def _open_run(run: Path, device: torch.device, codec: str | None) -> Generator:
+    if not (run / DONE).exists():
+        raise D2CError(
+            "this is not a finished training run",
+            where=run,
+            found="a run that stopped before its last step" if (run / RUN).exists() else None,
+            hint="run d2c train again to finish it"
+            if (run / RUN).exists()
+            else "give the folder that d2c train wrote, or a weight file",
+        )
+    facts = read_json(run / RUN)
+    spec = LatentSpec.from_dict(facts["latent"])
+    name = codec or ("rgb" if spec.codec == "rgb" else spec.encoder)
+    text, _ = checkpoint.load_tensors(run / TEXT)
+    return Generator(
+        path=run,
+        denoiser=load_denoiser(str(run), device=device),
+        codec=open_codec(name, spec.pixels, device),
+        classes=[ClassRow(**row) for row in facts["classes"]],
+        text=text,
+        device=device,
+        run=facts,
+    )
+
+
+def _open_weights(source: Path, device: torch.device, codec: str | None, objective: str | None) -> Generator:
+    denoiser = load_denoiser(str(source), device=device, objective=objective)
+    spec = denoiser.spec
+    name = codec or ("rgb" if spec.channels == _RGB else "vae")
+    opened = open_codec(name, spec.input_size * (1 if name == "rgb" else VAE_DOWNSAMPLE), device)
+    found, expected = (opened.spec.channels, opened.spec.size), (spec.channels, spec.input_size)
+    if found != expected:
+        raise D2CError(
+            "this codec does not fit the model",
+            where=source,
+            found=f"latents of {found[0]} channels, {found[1]} x {found[1]}",
+            expected=f"{expected[0]} channels, {expected[1]} x {expected[1]}",
+            hint="give the right one with --codec",
+        )
+    return Generator(
+        path=source,
+        denoiser=denoiser,
+        codec=opened,
+        classes=[ClassRow(number, str(number), str(number), "", 0) for number in range(spec.num_classes)],
+        text={},
+        device=device,
+        run=None,
+    )
+
+
+def random_labels(seed: int, count: int, classes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Labels drawn uniformly, each from its own seed: those of a longer run begin with those of a shorter one."""
+    return np.array([runtime.seed_of("label", seed, index) % classes for index in range(count)], dtype=np.int64)
 
 
 def balanced_labels(count: int, classes: int) -> np.ndarray[Any, np.dtype[np.int64]]:

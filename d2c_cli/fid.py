@@ -27,6 +27,9 @@ def fid(
     sampler: options.Sampler = "euler",
     sampling_steps: options.SamplingSteps = 50,
     guidance: options.Guidance = 1.5,
+    guidance_interval: options.GuidanceInterval = (0.0, 1.0),
+    guidance_channels: options.GuidanceChannels = "all",
+    precision: options.Precision = "fp32",
     codec: options.RunCodec = None,
     batch_size: options.SampleBatch = 64,
     device: options.Device = "auto",
@@ -49,6 +52,7 @@ def fid(
     if artifact is not None:
         existing(artifact, "artifact", "d2c pack --ratio 0.008")
     from d2c import fid as stage
+    from d2c.runtime import resolve_device, resolve_precision
     from d2c.sampling import SamplerConfig
 
     settings = stage.FidConfig(
@@ -58,7 +62,14 @@ def fid(
         inception=inception,
         reference=reference,
         samples=samples,
-        sampler=SamplerConfig(method=sampler, steps=sampling_steps, guidance=guidance),
+        sampler=SamplerConfig(
+            method=sampler,
+            steps=sampling_steps,
+            guidance=guidance,
+            guidance_interval=guidance_interval,
+            guidance_channels=guidance_channels,
+            precision=resolve_precision(precision, resolve_device(device)),
+        ),
         subsets=subsets,
         seed=seed,
         codec=codec,
@@ -68,8 +79,7 @@ def fid(
     )
     plan = stage.plan(settings)
     if dry_run:
-        per_image = plans.evaluations_per_image(settings.sampler)
-        facts = {"images": samples, "evaluations": samples * per_image}
+        facts = {"images": samples, "evaluations": plans.evaluations(settings.sampler, samples)}
         reasons = [] if plan.done else ["not measured yet, or asked for something else"]
         space = "Inception" if inception else "a classifier of this data"
         output.show({"space": space, "steps": [plans.step("fid", reasons, facts)]}, dry_run=True)

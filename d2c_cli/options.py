@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from d2c_cli import config_file
-from d2c_cli.values import at_least, count, finite, folder, option, several, whole
+from d2c_cli.values import at_least, channels, count, finite, folder, interval, option, several, whole
 
 WORKSPACE = Path("d2c-workspace")
 SHARDS = Path("shards")
@@ -25,12 +25,22 @@ Source = Annotated[
 ]
 Artifact = Annotated[Path, typer.Argument(metavar="SHARDS", help="An artifact that `d2c pack` wrote.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run that `d2c train` finished, such as runs/sit-xl-2-d2c.")]
+RunOrWeights = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="A run that `d2c train` finished, an official SiT, DiT or REPA weight file, or a DiT folder of diffusers.",
+    ),
+]
 
 # What almost every command shares.
 Workspace = Annotated[Path, folder("--workspace", "Where the stages leave their results and find each other's.")]
 Out = Annotated[Path, folder("--out", "Where the result goes.")]
 RunOut = Annotated[Path | None, folder("--out", "Where the run goes.  [default: runs/MODEL-RECIPE]")]
-SamplesOut = Annotated[Path | None, folder("--out", "Where the samples go.  [default: RUN/samples]")]
+SamplesOut = Annotated[
+    Path | None,
+    folder("--out", "Where the samples go.  [default: RUN/samples; of a weight file, samples/NAME]"),
+]
 Device = Annotated[str, option("--device", "auto|cpu|cuda|cuda:N", "Where to compute; auto takes a GPU if any.")]
 Gpus = Annotated[int, count("--gpus", "N", "GPUs to share the work; on a CPU, the number of worker processes.")]
 Seed = Annotated[
@@ -93,7 +103,7 @@ Objective = Annotated[
     option(
         "--objective",
         "velocity|eps",
-        "What the scorer predicts (SiT: velocity, DiT: eps), where its file does not tell.",
+        "What the model predicts (SiT: velocity, DiT: eps), where its file does not tell.",
     ),
 ]
 Codec = Annotated[
@@ -403,10 +413,42 @@ LogTo = Annotated[
 ]
 
 # sample, fid
-Sampler = Annotated[Literal["euler", "heun"], option("--sampler", "euler|heun", "ODE solver; for DiT, euler is DDIM.")]
-SamplingSteps = Annotated[int, count("--sampling-steps", "STEPS", "Solver steps per image.")]
+Sampler = Annotated[
+    Literal["euler", "heun", "sde", "dopri5", "ddim", "ddpm"],
+    option(
+        "--sampler",
+        "METHOD",
+        "For SiT: euler, heun or dopri5 (ODE), or sde (REPA's Euler-Maruyama). For DiT: ddim, which euler stands for "
+        "too, or ddpm.",
+    ),
+]
+SamplingSteps = Annotated[
+    int, count("--sampling-steps", "STEPS", "Solver steps per image; dopri5 takes as many as it needs.")
+]
 Guidance = Annotated[float, option("--guidance", "SCALE", "Classifier-free guidance; 1 is off.", parser=finite)]
-Count = Annotated[int, count("--count", "IMAGES", "Images to draw, every class equally often.")]
+GuidanceInterval = Annotated[
+    Any,
+    option(
+        "--guidance-interval",
+        "LO,HI",
+        "Guide only between these times; 1 is noise, 0 the image.",
+        parser=interval,
+    ),
+]
+GuidanceChannels = Annotated[
+    Any,
+    option(
+        "--guidance-channels",
+        "3|all",
+        "Latent channels that are guided: official SiT and DiT guide 3 of 4, REPA all.",
+        parser=channels,
+    ),
+]
+Count = Annotated[int, count("--count", "IMAGES", "Images to draw.")]
+ClassLabels = Annotated[
+    Literal["balanced", "random"],
+    option("--class-labels", "balanced|random", "Classes of the images: equally often, or drawn at random."),
+]
 Npz = Annotated[bool, option("--npz", None, "Also write all images as one samples.npz, to measure elsewhere.")]
 SampleBatch = Annotated[int, count("--batch-size", "IMAGES", "Images drawn at once.")]
 Samples = Annotated[int, count("--samples", "IMAGES", "Images to generate and measure; publications use 50k.", least=2)]

@@ -176,6 +176,7 @@ def _latent_bytes(request: PackRequest, views: int) -> int:
     return values * int(codec["dtype"][1:]) * views
 
 
-def evaluations_per_image(sampler: SamplerConfig) -> int:
-    """Model evaluations that one sampled image takes, both guidance branches counted."""
-    return sampler.steps * (2 if sampler.method == "heun" else 1) * (1 if sampler.guidance == 1 else 2)
+def evaluations(sampler: SamplerConfig, images: int) -> int | None:
+    """Model evaluations that ``images`` take, both guidance branches counted; None where only the run will tell."""
+    per_image = sampler.evaluations()
+    return None if per_image is None else images * per_image

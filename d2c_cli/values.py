@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
@@ -51,6 +51,31 @@ def several(parse: Callable[[str], Any]) -> Callable[[Any], tuple[Any, ...]]:
         return tuple(parse(part.strip()) for part in str(text).split(","))
 
     return parse_all
+
+
+def interval(text: str | tuple[float, float]) -> tuple[float, float]:
+    """Parse two numbers with a comma between, such as ``0.1,0.8``.
+
+    Raises:
+        typer.BadParameter: these are not two numbers in rising order between 0 and 1.
+    """
+    ends = text if isinstance(text, tuple) else several(finite)(text)
+    if len(ends) == 2 and 0 <= ends[0] <= ends[1] <= 1:
+        return ends[0], ends[1]
+    raise typer.BadParameter(f"{text!r} is not an interval between 0 and 1, such as 0.1,0.8.")
+
+
+def channels(text: str | int) -> Literal["all", 3]:
+    """Parse ``3`` or ``all``.
+
+    Raises:
+        typer.BadParameter: it is neither.
+    """
+    if text == "all":
+        return "all"
+    if str(text) == "3":
+        return 3
+    raise typer.BadParameter(f"{text!r} is neither 3 nor all.")
 
 
 def at_least(least: int) -> Callable[[str], int]:

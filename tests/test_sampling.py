@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from d2c.errors import UsageError
-from d2c.sampling import SamplerConfig, ddim_steps, noise_for, sample
+from d2c.sampling import SamplerConfig, noise_for, sample
 from d2c.sit import SiT, model_spec
+from d2c.solvers import diffusion_steps
 from d2c.transport import Eps, Velocity
 
 torch.set_num_threads(1)
@@ -99,7 +100,7 @@ def test_ddim_is_that_of_diffusers() -> None:
         beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False, timestep_spacing="trailing"
     )
     scheduler.set_timesteps(20)
-    assert scheduler.timesteps.tolist() == ddim_steps(20)
+    assert scheduler.timesteps.tolist() == diffusion_steps(20)
     state = noise_for(seeds, SHAPE)
     with torch.no_grad():
         for step in scheduler.timesteps:
@@ -109,7 +110,7 @@ def test_ddim_is_that_of_diffusers() -> None:
 
 @pytest.mark.parametrize("count", [1, 7, 50, 999, 1000])
 def test_ddim_steps_start_at_pure_noise_and_fall(count: int) -> None:
-    steps = ddim_steps(count)
+    steps = diffusion_steps(count)
     assert steps[0] == 999
     assert len(set(steps)) == count
     assert steps == sorted(steps, reverse=True)
