@@ -34,10 +34,10 @@ TEXT = """# Attaching vision tokens: time, memory and bytes
 
 [attach.py](attach.py) made this page, through the public commands: every image of a scored source is selected, its
 tokens are attached, and the picks are packed with each codec. *Beyond the model* is the peak resident memory of
-`d2c attach` on all images less that on 16. Parts of 256 images are written as they are done, so the
-number of images does not show in it. Time is that of a CPU; encoders with random weights are as slow as real ones, and
-their tokens say nothing about fidelity. The bytes are those of whole artifacts, latents, labels and text included, for
-each image, by codec; in brackets, how close decoded tokens are to the encoder's (mean cosine).
+`d2c attach` on all images less that on 16. Parts of 256 images are written as they are done, so the number of images
+does not show in it. Time is that of a CPU; encoders with random weights are as slow as real ones, and their tokens say
+nothing about fidelity. The bytes are those of whole artifacts, latents, labels and text included, for each image, by
+codec; in brackets, how close decoded tokens are to the encoder's (mean cosine).
 
 {table}
 
@@ -45,7 +45,9 @@ each image, by codec; in brackets, how close decoded tokens are to the encoder's
 
 How close the tokens of an image, mirrored with their grid, are to those that the encoder makes of the mirrored image:
 mean cosine over tokens, for {mirrored:,} images. Beside it the same without mirroring (what a trainer meets that flips
-latents and not tokens), and each after the mean token is taken away, which all images share.
+latents and not tokens), and each after the mean token is taken away, which all images share. The scorer sees every
+image under the same noise, which is not mirrored and shows in its tokens: those of a mirror image are nearer to the
+tokens as they are than to the mirrored ones.
 
 {mirrors}
 
