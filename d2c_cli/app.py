@@ -22,6 +22,7 @@ from d2c_cli import (
     publishing,
     rebuilding,
     repack,
+    reporting,
     scoring,
     selection,
     training,
@@ -95,6 +96,7 @@ _register(packing.pack, packing.EXAMPLES)
 _register(training.train, training.EXAMPLES)
 _register(generation.sample, generation.EXAMPLES)
 _register(fid.fid, fid.EXAMPLES)
+_register(reporting.report, reporting.EXAMPLES)
 _register(verify.verify, verify.EXAMPLES)
 _register(describe.inspect, describe.EXAMPLES)
 _register(publishing.push, publishing.PUSH_EXAMPLES)

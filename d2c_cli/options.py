@@ -25,6 +25,7 @@ Source = Annotated[
 ]
 Artifact = Annotated[Path, typer.Argument(metavar="SHARDS", help="An artifact that `d2c pack` wrote.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run that `d2c train` finished, such as runs/sit-xl-2-d2c.")]
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs that `d2c fid` measured.")]
 RunOrWeights = Annotated[
     Path,
     typer.Argument(
@@ -411,6 +412,8 @@ LogTo = Annotated[
     list[str] | None,
     option("--log-to", "tensorboard|wandb", "Write the figures there too; may be repeated."),
 ]
+
+ReportOut = Annotated[Path, option("--out", "FILE.html", "Where the page goes.")]
 
 # sample, fid
 Sampler = Annotated[
