@@ -15,20 +15,22 @@ import torch
 from d2c import picks as picked
 from d2c import runtime, text_table
 from d2c.config import execution
+from d2c.encoders import EncoderInfo
 from d2c.encoding import is_scorer, open_for_scores, public_name, slug, weights_stamp
-from d2c.errors import UsageError
+from d2c.errors import D2CError, UsageError
 from d2c.parts import Part, ToDo, require_all, split, work
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
 from d2c.text import Synonyms, open_text, prompts
 from d2c.tokens import PART, VIEWS, save_array, seen
 from d2c.workspace import Stage, Workspace
-from formats.files import read_json, write_json
+from formats.files import read_json, remove_tree, write_json
 from formats.hashing import xxh3, xxh3_file
 from formats.schema import View
 
 TEXT_TEMPLATE = "a photo of a {class}"
 """The paper's prompt (section 3.3)."""
+ENCODER = "encoder.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +180,7 @@ def _attach_vision(plan: Plan, stage: Stage, progress: Progress) -> None:
     config, device = plan.config, runtime.resolve_device(plan.config.device)
     lock = runtime.once(stage.lock)
     try:
+        runtime.once(lambda: remove_tree(stage.path) if config.overwrite else None)
         runtime.once(lambda: stage.begin(config.vision_identity(), plan.inputs["vision"]))
         parts = split(plan.images, PART, stage.path / "parts", ".npy")
         job = _Job(config, stage, parts, ToDo.of(parts), progress)
@@ -222,9 +225,10 @@ def _encode_parts(ranks: Ranks, job: _Job) -> None:
         picks = picked.load(workspace, config.selection)
         source, encoder, classes = open_for_scores(str(config.vision), config.grid, workspace, device, config.seed)
         labels = classes[picks.table["label"].to_numpy()]
+        _same_encoder(job.stage.path / ENCODER, encoder.info)
         if ranks.main:
             # Every rank would write the same; the first does.
-            write_json(job.stage.path / "encoder.json", encoder.info.to_dict())
+            write_json(job.stage.path / ENCODER, encoder.info.to_dict())
 
         def make(part: Part, bar: Bar) -> None:
             encoded = []
@@ -239,8 +243,21 @@ def _encode_parts(ranks: Ranks, job: _Job) -> None:
         work(job.todo, make, ranks=ranks, stage=job.stage, progress=job.progress, label="attach")
 
 
+def _same_encoder(record: Path, info: EncoderInfo) -> None:
+    """Refuse to go on with other weights than those of the parts that are there: the hub may have newer ones."""
+    before = read_json(record)["weights_xxh3"] if record.exists() else info.weights_xxh3
+    if before != info.weights_xxh3:
+        raise D2CError(
+            "the encoder's weights changed since its first tokens were computed",
+            where=info.name,
+            found=f"weights {info.weights_xxh3}",
+            expected=f"weights {before}",
+            hint="put the old weights back, or encode all images anew: d2c attach --overwrite",
+        )
+
+
 def _finish_vision(job: _Job, device: torch.device) -> None:
     require_all(job.parts)
-    summary = {**read_json(job.stage.path / "encoder.json"), "spec": public_name(str(job.config.vision))}
+    summary = {**read_json(job.stage.path / ENCODER), "spec": public_name(str(job.config.vision))}
     outputs = [str(part.path.relative_to(job.stage.path)) for part in job.parts]
-    job.stage.finish([*outputs, "encoder.json"], summary, device=device.type)
+    job.stage.finish([*outputs, ENCODER], summary, device=device.type)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,13 +97,49 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
         ) from error
 
 
-def save(folder: Path, state: State, keep: int = 2) -> Path:
-    """Write the state as ``<folder>/<step>.safetensors`` and delete all but the newest ``keep``."""
+def save(folder: Path, state: State, keep: int = 2, every: int = 0) -> Path:
+    """Write the state as ``<folder>/<step>.safetensors``.
+
+    Older ones are deleted, but for the newest ``keep`` and those of steps that are multiples of ``every`` (0: none).
+    """
     path = folder / f"{state.step:08d}{SUFFIX}"
     save_tensors(path, state.tensors, {**state.facts, "step": state.step})
     for old in _all(folder)[:-keep]:
-        old.unlink()
+        if not every or int(old.stem) % every:
+            old.unlink()
     return path
+
+
+class Saver:
+    """Writes states from a thread, out of copies in host memory, so that training goes on meanwhile.
+
+    Leaving the context waits for the last one. A failure to write is raised by the next call, or there.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, every: int = 0) -> None:
+        self._folder, self._keep, self._every = folder, keep, every
+        self._threads = ThreadPoolExecutor(1)
+        self._writing: Future[Path] | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown()
+        self.wait()
+
+    def save(self, state: State) -> None:
+        """Copy ``state`` and have it written (`save`); one at a time."""
+        self.wait()
+        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.tensors.items()}
+        copied = State(state.step, copies, state.facts)
+        self._writing = self._threads.submit(save, self._folder, copied, self._keep, self._every)
+
+    def wait(self) -> None:
+        """Until the last state is on the disk."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
 
 
 def newest_step(folder: Path) -> int:
@@ -120,16 +157,16 @@ def latest(folder: Path, device: torch.device | str = "cpu") -> State | None:
     return State(int(facts["step"]), tensors, facts)
 
 
-def resume(folder: Path, parts: Parts) -> int:
-    """Load the newest state into ``parts``, where there is one, and return its step, else 0.
+def resume(folder: Path, parts: Parts) -> tuple[int, dict[str, Any]]:
+    """Load the newest state into ``parts``, where there is one, and return its step and facts, else 0 and none.
 
     Nothing keeps the state alive afterwards: it is as large as the weights, averages and moments together.
     """
     state = latest(folder)
     if state is None:
-        return 0
+        return 0, {}
     parts.load(state)
-    return state.step
+    return state.step, state.facts
 
 
 def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,18 @@ class Ema:
         for name, value in self.shadow.items():
             value.copy_(state[name])
 
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Overwrite the parameters of ``model`` with the averages."""
-        for name, value in model.named_parameters():
-            value.copy_(self.shadow[name])
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """``model`` with the averages for parameters, and with its own again, bit for bit, afterwards."""
+        own = {name: value.detach().clone() for name, value in model.named_parameters()}
+        try:
+            _overwrite(model, self.shadow)
+            yield
+        finally:
+            _overwrite(model, own)
+
+
+@torch.no_grad()
+def _overwrite(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(values[name])

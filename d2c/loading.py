@@ -55,6 +55,7 @@ class Batch:
     raw: Tensor  # latents_raw [n, M, C, H, W], in the artifact's dtype
     labels: Tensor  # int64 [n]
     tokens: Tensor | None  # [n, T, D], decoded: float32 where they have a codec
+    class_token: Tensor | None  # float32 [n, D]
     text: Tensor | None  # float32 [n, W, D]
     mask: Tensor | None  # u1 [n, W]
 
@@ -79,6 +80,7 @@ class Loader:
         seed: int,
         device: torch.device,
         token_column: str | None = None,
+        class_column: str | None = None,
         text: bool = False,
         flip: Flip = "none",
         rank: int = 0,
@@ -101,11 +103,12 @@ class Loader:
                 "there is no such column", where=artifact.path, found=token_column, expected=", ".join(known)
             )
         self.artifact, self.batch_size, self.seed, self.device = artifact, batch_size, seed, device
-        self._rank, self._world, self._token_column, self._flip = rank, world, token_column, flip
+        self._rank, self._world, self._flip = rank, world, flip
+        self._token_column, self._class_column = token_column, class_column
         self._labels = torch.from_numpy(np.asarray(artifact.labels, dtype=np.int64)).to(device)
         self._order = canonical(artifact.index)
         views: list[View] = ["orig", "hflip"] if flip == "stored" else ["orig"]
-        wanted = [view_column(name, view) for name in (LATENT, token_column) if name for view in views]
+        wanted = [view_column(name, view) for name in (LATENT, token_column, class_column) if name for view in views]
         used = [column for column in artifact.columns if column.name in wanted]
         self._coded = {column.name: column for column in used if column.scale_column}
         self._rms = {name: torch.from_numpy(artifact.codec_array(name, RMS)).to(device) for name in self._coded}
@@ -132,6 +135,7 @@ class Loader:
             raw=self._seen(LATENT, rows, mirrored),
             labels=labels,
             tokens=self._seen(self._token_column, rows, mirrored) if self._token_column else None,
+            class_token=self._seen(self._class_column, rows, mirrored).float() if self._class_column else None,
             text=text.float() if text is not None else None,
             mask=mask,
         )
@@ -151,6 +155,12 @@ class Loader:
         if len(latent.moments) > 1:
             posterior = torch.randn(shape, generator=generator, device=self.device)[mine]
         return t, noise, posterior, null
+
+    def class_noise(self, step: int, dim: int) -> Tensor:
+        """Noise for class tokens, float32 [n, dim]; the other draws do not depend on whether there are any."""
+        generator = runtime.generator("class token", self.seed, step, device=self.device)
+        noise = torch.randn((self.batch_size, dim), generator=generator, device=self.device)
+        return noise[self._rank :: self._world]
 
     def _global(self, step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         position = step * self.batch_size
@@ -174,6 +184,8 @@ class Loader:
         where = torch.from_numpy(mirrored).to(self.device)
         if self._flip == "stored":
             return values.index_copy(0, where, self._values(view_column(name, "hflip"), rows[mirrored]))
+        if name == self._class_column:
+            return values  # it lies nowhere
         some = values.index_select(0, where)
         if name != LATENT:
             grid = math.isqrt(some.shape[1])

@@ -104,6 +104,7 @@ class PackRequest:
     interval: int | None = None
     features: str | None = None
     text: str | None = None
+    prompt: str | None = None
     synonyms: Synonyms | None = None
     vision: str | None = None
     grid: int | None = None
@@ -232,6 +233,7 @@ def attachment_config(request: PackRequest, name: str) -> attachment.AttachmentC
         workspace=request.workspace,
         selection=name,
         text=None if text == "none" else text,
+        template=request.prompt or before.get("prompt") or attachment.TEXT_TEMPLATE,
         synonyms=request.synonyms or before.get("synonyms") or "first",
         vision=None if vision == "none" else vision,
         grid=grid,
@@ -268,6 +270,7 @@ def attach(
             "asked_vision": config.vision or "none",
             "grid": request.grid,
             "views": config.views,
+            "prompt": config.template,
             "synonyms": request.synonyms,
         }
         runtime.once(lambda: Workspace(request.workspace).set_current(f"attachments/{name}", asked))

@@ -8,6 +8,7 @@ from math import inf
 from typing import Any, Literal, TypeAlias, get_args
 
 from d2c.errors import UsageError
+from d2c.sit import Projector
 
 Flip: TypeAlias = Literal["none", "grid", "stored"]
 """``grid`` mirrors the stored latents and the grid of the stored tokens together, which is exact for pixels and close
@@ -36,6 +37,19 @@ class Recipe:
     """Align hidden tokens with the attached vision tokens."""
     align_weight: float = 0.5
     """lambda of the alignment loss."""
+    align_depth: int = 0
+    """Blocks before the tokens that are aligned; 0: REPA's number for the model's size."""
+    align_until: int = 0
+    """The step from which on nothing is aligned any more (HASTE, 2505.16792); 0: aligned to the end."""
+    projector: Projector = "mlp"
+    """What maps the model's tokens to the attached ones': REPA's ``mlp``, or iREPA's 3 x 3 ``conv`` (2512.10794)."""
+    spatial_norm: float = 0.0
+    """Share of each image's mean token that is taken from the attached tokens before they are scaled to one standard
+    deviation (iREPA, 2512.10794); 0: as they are stored."""
+    class_token: float = 0.0
+    """Weight of the loss of a class token that is denoised along with the latents (REG, 2507.01467: 0.03); 0: none."""
+    qk_norm: bool = False
+    """Normalise queries and keys: steadier in half precision. An option of REPA's code, off in its released models."""
     objective: Literal["velocity", "eps"] = "velocity"
     flip: Flip = "none"
     """How an image becomes its mirror image, half of the time; its vision tokens always come along."""
@@ -49,10 +63,16 @@ class Recipe:
         for name in ("steps", "batch_size", "lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} must be positive", found=getattr(self, name))
-        for name, most in (("weight_decay", inf), ("align_weight", inf), ("ema_decay", 1), ("class_dropout", 1)):
+        ranges = dict.fromkeys(("weight_decay", "align_weight", "class_token"), inf)
+        ranges |= dict.fromkeys(("ema_decay", "class_dropout", "spatial_norm"), 1.0)
+        for name, most in ranges.items():
             if not 0 <= getattr(self, name) <= most:
                 raise UsageError(f"{name} is out of its range", found=getattr(self, name), expected=f"0 to {most}")
-        for name, values in (("objective", ("velocity", "eps")), ("flip", get_args(Flip))):
+        for name in ("align_depth", "align_until"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} must not be negative", found=getattr(self, name))
+        kinds = {"objective": ("velocity", "eps"), "flip": get_args(Flip), "projector": get_args(Projector)}
+        for name, values in kinds.items():
             if getattr(self, name) not in values:
                 raise UsageError(f"unknown {name}", found=getattr(self, name), expected=", ".join(values))
 

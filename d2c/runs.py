@@ -21,6 +21,7 @@ from formats.lock import WriterLock
 
 MODEL, RUN, WEIGHTS, TEXT = "model.json", "run.json", "ema.safetensors", "text.safetensors"
 STATS, COST, DONE, CHECKPOINTS = "stats.jsonl", "cost.jsonl", "done.json", "checkpoints"
+READINGS, CURVES, SAMPLES = "memorisation.jsonl", "curves.png", "samples"
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Run:
             "latent": artifact.manifest["latent"],
             "classes": [asdict(row) for row in artifact.classes],
             "artifact": self._relative(artifact.path),
+            "licence": artifact.manifest["licence"],
         }
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / DONE).unlink(missing_ok=True)
@@ -148,10 +150,20 @@ class Run:
         """The log so far; torn lines are left out."""
         return _lines(self.path / STATS)
 
+    def note_reading(self, reading: Mapping[str, Any]) -> None:
+        """Append what the memorisation clock read."""
+        _append(self.path / READINGS, reading)
+
+    def readings(self) -> list[dict[str, Any]]:
+        """What the memorisation clock has read so far."""
+        return _lines(self.path / READINGS)
+
     def forget_after(self, step: int) -> None:
         """Drop the log lines that an interrupted run wrote after its last checkpoint: they come again."""
-        kept = [line for line in self.stats() if line["step"] <= step]
-        write_bytes(self.path / STATS, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        for path in (self.path / STATS, self.path / READINGS):
+            if path.exists():
+                kept = [line for line in _lines(path) if line["step"] <= step]
+                write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def spend(self, seconds: float, *, step: int, device: str) -> None:
         """Note worker-seconds since the last call."""
@@ -174,10 +186,18 @@ class Run:
             hint=f"try {', or '.join([*ways, 'a larger --batch-size'])}; with another --out, or with --overwrite",
         )
 
-    def finish(self) -> None:
-        """Say, last of all, that the run reached its last step."""
+    def finish(self, stopped: str = "") -> None:
+        """Say, last of all, that the run reached its last step, or why it was ``stopped`` before."""
         last = self.stats()[-1]
-        write_json(self.path / DONE, {"step": last["step"], "loss": last["loss"]})
+        write_json(
+            self.path / DONE,
+            {"step": last["step"], "loss": last["loss"], **({"stopped": stopped} if stopped else {})},
+        )
+
+    def stopped(self) -> str:
+        """Why the run ended before its last step; empty where it did not."""
+        done = self.path / DONE
+        return str(read_json(done).get("stopped", "")) if done.exists() else ""
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import tempfile
+import threading
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,12 +22,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from d2c.errors import D2CError, UsageError
+from d2c.errors import D2CError, InterruptedRunError, UsageError
 from formats.errors import FormatError, IntegrityError, VersionError
 from formats.hashing import xxh3
 
 T = TypeVar("T")
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
+_STOP = (signal.SIGTERM, signal.SIGUSR1)
 _PATIENCE = timedelta(days=7)
 """How long ranks wait for the one that works: training a scorer takes longer than torch's half hour."""
 
@@ -121,6 +124,21 @@ def cpu_threads(device: torch.device, count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or SIGUSR1 came since: they are noted and no more, so that a job can save its state first."""
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # only the main thread hears signals
+        return
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in _STOP}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def once(action: Callable[[], T]) -> T | None:
@@ -240,7 +258,8 @@ def _cause(folder: Path) -> Exception | None:
         return OSError(*told["what"])
     if told["kind"] == "bug":
         return RuntimeError(f"a worker process failed:\n{told['what']}")
-    types = {kind.__name__: kind for kind in (UsageError, FormatError, IntegrityError, VersionError)}
+    known = (UsageError, InterruptedRunError, FormatError, IntegrityError, VersionError)
+    types = {kind.__name__: kind for kind in known}
     return types.get(told["kind"], D2CError)(told["what"], **told["parts"])
 
 

@@ -96,11 +96,16 @@ def merge(
     if bad.num_rows == table.num_rows:
         found = f"{bad.num_rows} files, the first: {bad['key'][0]}: {bad['reason'][0]}"
         raise D2CError("no image could be read", where=where, found=found)
-    # One copy, not one each for filtering and sorting: a million rows are hundreds of megabytes.
+    # One copy, not one each for filtering and sorting, and of one column at a time: a million rows are hundreds of
+    # megabytes.
     order = pc.sort_indices(table["key"])
     order = order.filter(table["reason"].is_null().combine_chunks().take(order))
-    good = table.drop_columns(["reason"]).take(order).combine_chunks()
-    del table
+    sorted_columns = {}
+    for name in table.column_names:
+        if name != "reason":
+            sorted_columns[name] = pa.chunked_array([table[name].combine_chunks().take(order)])
+        table = table.drop_columns([name])
+    good = pa.table(sorted_columns)
     losses = _matrix(good["losses"])
     drawn = _matrix(good["times"]) if times is None else times[None]
     named = {

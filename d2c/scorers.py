@@ -232,6 +232,7 @@ def infer_spec(state: Mapping[str, Tensor], objective: ObjectiveName, where: Pat
         channels=channels,
         num_classes=num_classes,
         align_depth=min(8, depth),
+        qk_norm="blocks.0.attn.q_norm.weight" in state,
         learn_sigma=outputs[rows],
     )
 

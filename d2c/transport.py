@@ -86,6 +86,17 @@ def alignment_loss(projected: Tensor, tokens: Tensor) -> Tensor:
     return -F.cosine_similarity(projected.float(), tokens.float(), dim=-1).mean()
 
 
+def spatial_norm(tokens: Tensor, share: float) -> Tensor:
+    """``tokens`` [N, T, D] less ``share`` of each image's mean token, over their standard deviation in the image.
+
+    iREPA's (2512.10794) normalisation of the targets: what all of an image's tokens have in common hides where they
+    differ.
+    """
+    values = tokens.float()
+    spread = values.std(dim=1, keepdim=True)
+    return (values - share * values.mean(dim=1, keepdim=True)) / (spread + 1e-6)
+
+
 def _uniform(count: int, generator: torch.Generator) -> Tensor:
     return torch.rand(count, generator=generator, device=generator.device)
 

@@ -38,7 +38,8 @@ def prepare() -> None:
     """Set defaults that the user's environment can override; call before anything heavy is imported."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _stop)
     for logger in _LOGGERS:
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     # A file name may hold what the terminal's encoding lacks.

@@ -259,6 +259,10 @@ Text = Annotated[
         "hashed for small images, t5 for others]",
     ),
 ]
+Prompt = Annotated[
+    str | None,
+    option("--prompt", "TEXT", "What an encoder reads for a class.  [default: as before, else 'a photo of a {class}']"),
+]
 Synonyms = Annotated[
     Literal["first", "all"] | None,
     option(
@@ -375,6 +379,37 @@ Set = Annotated[
 TrainBatch = Annotated[
     int | None,
     count("--batch-size", "IMAGES", "Images per step, over all GPUs.  [default: the recipe's]"),
+]
+
+MicroBatch = Annotated[
+    int | None,
+    count(
+        "--micro-batch", "IMAGES", "Images that a GPU computes at once; gradients add up.  [default: all of its part]"
+    ),
+]
+TrainHeldOut = Annotated[
+    str | None,
+    option(
+        "--held-out",
+        "SOURCE",
+        "Images whose loss shows whether the model memorises; those that are trained on are left out, so it may be the "
+        "source that was scored.",
+    ),
+]
+Patience = Annotated[
+    int | None,
+    count("--patience", "LOOKS", "Stop after so many looks without a new lowest loss of the held-out images."),
+]
+WatchEvery = Annotated[
+    int | None,
+    count("--watch-every", "STEPS", "Draw samples and curves, and read the held-out loss.  [default: ten times]"),
+]
+CheckpointEvery = Annotated[int, count("--checkpoint-every", "STEPS", "Save the state; and every 15 minutes.")]
+KeepCheckpoints = Annotated[int, count("--keep-checkpoints", "N", "Newest states that stay.")]
+KeepEvery = Annotated[int, count("--keep-every", "STEPS", "States that stay for good; 0: none.", least=0)]
+LogTo = Annotated[
+    list[str] | None,
+    option("--log-to", "tensorboard|wandb", "Write the figures there too; may be repeated."),
 ]
 
 # sample, fid

@@ -24,7 +24,16 @@ def train(
     steps: options.Steps = None,
     batch_size: options.TrainBatch = None,
     set: options.Set = None,  # noqa: A002 (its name on the command line)
+    micro_batch: options.MicroBatch = None,
+    held_out: options.TrainHeldOut = None,
+    patience: options.Patience = None,
+    watch_every: options.WatchEvery = None,
+    checkpoint_every: options.CheckpointEvery = 500,
+    keep_checkpoints: options.KeepCheckpoints = 2,
+    keep_every: options.KeepEvery = 0,
+    log_to: options.LogTo = None,
     precision: options.Precision = "auto",
+    no_compile: options.NoCompile = False,
     out: options.RunOut = None,
     device: options.Device = "auto",
     gpus: options.Gpus = 1,
@@ -37,7 +46,7 @@ def train(
     """Train a SiT or DiT straight from the shards.
 
     In: an artifact (the folder that `d2c pack` wrote), a model and a recipe. Out: a run folder with the averaged
-    weights (ema.safetensors), the loss log (stats.jsonl) and checkpoints.
+    weights (ema.safetensors), the loss log (stats.jsonl), curves.png, samples to look at, and checkpoints.
 
     An interrupted run goes on from its last checkpoint; more --steps than before continue a finished one.
     """
@@ -53,6 +62,15 @@ def train(
         model=model,
         recipe=numbers_of(recipe, steps=steps, batch_size=batch_size).changed(set or ()),
         precision=precision,
+        compile=not no_compile,
+        micro_batch=micro_batch,
+        held_out=held_out,
+        patience=patience,
+        watch_every=watch_every,
+        checkpoint_every=checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
+        keep_every=keep_every,
+        log_to=tuple(log_to or ()),
         seed=seed,
         device=device,
         gpus=gpus,
@@ -85,5 +103,8 @@ def train(
         "seconds": result.seconds,
         "facts": {"steps": result.steps, "loss": result.loss},
     }
-    output.show({**facts, "loss": result.loss, "worker_seconds": result.seconds, "steps": [step]})
+    if result.stopped:
+        output.progress.say(f"train: stopped at step {result.steps:,}: {result.stopped}")
+    found = {"loss": result.loss, "stopped": result.stopped or None, "worker_seconds": result.seconds}
+    output.show({**facts, **found, "steps": [step]})
     output.then(f"d2c fid {quoted(run)}", "device")

@@ -26,7 +26,7 @@ def test_it_is_the_recurrence_by_name() -> None:
     assert torch.equal(state["bias"], model.bias)  # what does not train does not drift
 
 
-def test_it_continues_from_a_saved_average_and_ends_in_a_model() -> None:
+def test_it_continues_from_a_saved_average_and_is_lent_to_a_model() -> None:
     torch.manual_seed(0)
     model, other = nn.Linear(3, 2), nn.Linear(3, 2)
     ema, again = Ema(model), Ema(other)
@@ -35,8 +35,11 @@ def test_it_continues_from_a_saved_average_and_ends_in_a_model() -> None:
         model.weight.add_(1)
     ema.update(model)
     again.update(model)
-    again.copy_to(other)
-    assert torch.equal(other.weight, ema.state_dict()["weight"])
+    own = other.weight.clone()
+    with again.applied(other):
+        assert torch.equal(other.weight, ema.state_dict()["weight"])
+        assert not torch.equal(other.weight, own)
+    assert torch.equal(other.weight, own)
     with pytest.raises(KeyError, match="bias"):
         ema.load_state_dict({"weight": torch.zeros(2, 3)})
 

@@ -40,6 +40,11 @@ def run(asked: TrainingConfig, progress: Progress) -> None:
     train(asked, progress)
 
 
+def kept(run: Path) -> list[int]:
+    """Steps of the states in a run's folder."""
+    return sorted(int(path.stem) for path in (run / CHECKPOINTS).iterdir())
+
+
 class Between(Silent):
     """Progress that does something whenever the loop reports."""
 
@@ -204,7 +209,7 @@ def test_fp16_steps_that_overflow_are_skipped_until_the_scale_fits(
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**24))
     path = train(config(packed, tmp_path / "run", precision="fp16", steps=24)).path
     stats = Run(path).stats()
-    assert stats[0]["grad_norm"] == 0
+    assert (stats[0]["grad_norm"], stats[0]["skipped"]) == (None, 2)
     assert stats[-1]["grad_norm"] > 0
     assert stats[-1]["loss"] < stats[0]["loss"]
 
@@ -218,10 +223,14 @@ def test_fp16_steps_that_all_overflow_are_divergence(
 
 
 def test_a_slow_run_saves_its_state_by_the_clock(packed: Path, tmp_path: Path) -> None:
-    asked = config(packed, tmp_path / "run", checkpoint_every=1000, checkpoint_minutes=1e-9, steps=6)
-    saved: list[int] = []
-    train(asked, Between(lambda: saved.append(checkpoint.newest_step(tmp_path / "run" / CHECKPOINTS))))
-    assert saved == [0, 2, 4]
+    often = {"checkpoint_every": 1000, "checkpoint_minutes": 1e-9, "keep_checkpoints": 9}
+    train(config(packed, tmp_path / "run", steps=6, **often))
+    assert kept(tmp_path / "run") == [2, 4, 6]
+
+
+def test_states_of_chosen_steps_stay_beside_the_newest(packed: Path, tmp_path: Path) -> None:
+    train(config(packed, tmp_path / "run", steps=14, checkpoint_every=2, keep_checkpoints=1, keep_every=4))
+    assert kept(tmp_path / "run") == [4, 8, 12, 14]
 
 
 def test_a_resumed_run_does_not_keep_the_loaded_state(

@@ -34,7 +34,7 @@ TEXT = """# Attaching vision tokens: time, memory and bytes
 
 [attach.py](attach.py) made this page, through the public commands: every image of a scored source is selected, its
 tokens are attached, and the picks are packed with each codec. *Beyond the model* is the peak resident memory of
-`d2c attach` on all images less that on one image a class. Parts of 256 images are written as they are done, so the
+`d2c attach` on all images less that on 16. Parts of 256 images are written as they are done, so the
 number of images does not show in it. Time is that of a CPU; encoders with random weights are as slow as real ones, and
 their tokens say nothing about fidelity. The bytes are those of whole artifacts, latents, labels and text included, for
 each image, by codec; in brackets, how close decoded tokens are to the encoder's (mean cosine).
@@ -52,7 +52,7 @@ latents and not tokens), and each after the mean token is taken away, which all 
 {machine}
 """
 MIRRORS = ["encoder", "mirrored", "not mirrored", "mirrored, centred", "not mirrored, centred"]
-LIMIT = 500
+LIMIT = 100
 """Images of the comparison of mirrored tokens."""
 
 
@@ -90,7 +90,7 @@ def measure(workspace: Path, encoder: str, grid: int) -> dict[str, list[str]]:
     if encoder.startswith("random:"):
         vision, name = random_weights(workspace, encoder.partition(":")[2]), f"{encoder.partition(':')[2]}, random"
     attach = ["attach", "--text", "hashed", "--vision", vision, "--grid", str(grid)]
-    run(workspace, "select", "--per-class", "1", "--method", "random")
+    run(workspace, "select", "--total", "16", "--method", "random")
     few, _ = run(workspace, *attach)
     some = min(LIMIT, int(Workspace(workspace).scores.require("d2c score").summary["images"]))
     run(workspace, "select", "--total", str(some), "--method", "random")
