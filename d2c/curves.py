@@ -23,15 +23,15 @@ class Curve:
     values: Sequence[float]
 
 
-def draw(charts: Sequence[tuple[str, Sequence[Curve]]]) -> Image.Image:
+def sheet(charts: Sequence[tuple[str, Sequence[Curve]]]) -> Image.Image:
     """One chart below the other, each with its title and its curves over the same steps."""
-    sheet = Image.new("RGB", (WIDTH, HEIGHT * len(charts)), "white")
+    drawn = Image.new("RGB", (WIDTH, HEIGHT * len(charts)), "white")
     last = max((max(curve.steps, default=1) for _, curves in charts for curve in curves), default=1)
     for place, (title, curves) in enumerate(charts):
         chart = Image.new("RGB", (WIDTH, HEIGHT), "white")
         _chart(ImageDraw.Draw(chart), title, curves, last)
-        sheet.paste(chart, (0, place * HEIGHT))
-    return sheet
+        drawn.paste(chart, (0, place * HEIGHT))
+    return drawn
 
 
 def _chart(pen: ImageDraw.ImageDraw, title: str, curves: Sequence[Curve], last: float) -> None:

@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from d2c import checkpoint, runtime
+from d2c.entangled import draw
 from d2c.errors import D2CError
 from d2c.latents import LatentCodec, LatentSpec, open_codec
 from d2c.progress import Progress, Silent
 from d2c.runs import DONE, RUN, TEXT, WEIGHTS, Run
-from d2c.sampling import SamplerConfig, sample
+from d2c.sampling import SamplerConfig
 from d2c.scorers import Denoiser, load_denoiser
 from formats.files import atomic, read_json
 from formats.schema import ClassRow
@@ -114,10 +115,10 @@ class Generator:
         with progress.bar("sample", len(seeds), "image") as bar:
             for start in range(0, len(seeds), batch):
                 part = torch.from_numpy(labels[start : start + batch])
-                latents = sample(
+                latents = draw(
                     self.denoiser,
+                    spec,
                     self.denoiser.objective,
-                    (spec.channels, spec.input_size, spec.input_size),
                     part,
                     seeds[start : start + batch],
                     sampler,

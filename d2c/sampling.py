@@ -146,7 +146,7 @@ class _Guided:
 class ImageNoise:
     """Standard normal noise, one stream an image: image i's depends on ``seeds[i]`` alone."""
 
-    def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int]) -> None:
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._shape = shape
 
@@ -155,7 +155,7 @@ class ImageNoise:
         return torch.stack([torch.randn(self._shape, generator=generator) for generator in self._generators])
 
 
-def noise_for(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+def noise_for(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """Starting noise float32 [len(seeds), C, H, W] on the CPU; image i depends on ``seeds[i]`` alone."""
     return ImageNoise(seeds, shape).draw()
 
@@ -164,7 +164,7 @@ def noise_for(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
 def sample(
     model: Predictor,
     objective: Objective,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     labels: Tensor,
     seeds: Sequence[int],
     config: SamplerConfig,
@@ -181,7 +181,7 @@ def sample(
     Args:
         model: in eval mode, on ``device``.
         objective: the model's own.
-        shape: C, H, W of one latent.
+        shape: C, H, W of one latent, or any other shape of what the model predicts.
         labels: integers [n].
         seeds: n seeds; an image does not depend on what it is batched with, up to rounding in the model.
         config: method, steps, guidance, precision.

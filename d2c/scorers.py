@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,10 +63,11 @@ class Denoiser:
         /,
         *,
         null: Tensor | None = None,
-    ) -> Tensor:
+        class_token: Tensor | None = None,
+    ) -> Any:
         """Predict as ``SiT`` does, in the toolkit's convention; so a scorer can be sampled from."""
         given = 1 - t if self.reverse_time else t
-        output: Tensor = self.model(latents, given, labels, text, text_mask, null=null)
+        output = self.model(latents, given, labels, text, text_mask, null=null, class_token=class_token)
         return -output if self.reverse_time else output
 
     @torch.no_grad()
@@ -79,7 +81,8 @@ class Denoiser:
             labels: the scorer's class indices [N].
 
         Raises:
-            D2CError: the model was trained with text that is not at hand, without which its error means nothing.
+            D2CError: the model was trained with text that is not at hand, or with class tokens: without them its error
+                means nothing.
         """
         times = self._times(t, latents)
         noisy = self.objective.corrupt(latents, noise, times)
@@ -96,6 +99,12 @@ class Denoiser:
         return self.model.hidden(noisy, given, labels, depth, *self._text(labels)).float()
 
     def _text(self, labels: Tensor) -> tuple[Tensor, Tensor] | tuple[()]:
+        if self.spec.class_dim is not None:
+            raise D2CError(
+                "a model that denoises a class token too cannot judge images, which come without one",
+                where=self.origin.get("path"),
+                hint="give a model without REG's class token, or --scorer train",
+            )
         if not self.spec.dc_embedding:
             return ()
         if self.text is None:
@@ -207,7 +216,8 @@ def infer_spec(state: Mapping[str, Tensor], objective: ObjectiveName, where: Pat
     try:
         width, channels, patch, _ = state["x_embedder.proj.weight"].shape
         rows = state["final_layer.linear.weight"].shape[0]
-        tokens = state["pos_embed"].shape[1]
+        class_dim = state["cls_projectors2.weight"].shape[1] if "cls_projectors2.weight" in state else None
+        tokens = state["pos_embed"].shape[1] - (class_dim is not None)
         num_classes = state["y_embedder.embedding_table.weight"].shape[0] - 1
         blocks = [int(key.split(".")[1]) for key in state if key.startswith("blocks.")]
         depth = 1 + max(blocks)
@@ -233,6 +243,7 @@ def infer_spec(state: Mapping[str, Tensor], objective: ObjectiveName, where: Pat
         num_classes=num_classes,
         align_depth=min(8, depth),
         qk_norm="blocks.0.attn.q_norm.weight" in state,
+        class_dim=class_dim,
         learn_sigma=outputs[rows],
     )
 

@@ -105,13 +105,13 @@ class SiT(nn.Module):
         self.x_embedder = PatchEmbed(spec.input_size, spec.patch, spec.channels, width)
         self.t_embedder = TimestepEmbedder(width)
         self.y_embedder = LabelEmbedder(spec.num_classes, width)
-        positions = torch.from_numpy(position_table(width, spec.grid)).float()[None]
+        table = position_table(width, spec.grid)
         if spec.class_dim is not None:
-            positions = torch.cat([torch.zeros(1, 1, width), positions], dim=1)
+            table = np.concatenate([np.zeros((1, width)), table])  # the class token lies nowhere
             # REG's own names.
             self.cls_projectors2 = nn.Linear(spec.class_dim, width)
             self.wg_norm = nn.LayerNorm(width, eps=1e-6)
-        self.pos_embed = nn.Parameter(positions, requires_grad=False)
+        self.pos_embed = nn.Parameter(torch.from_numpy(table).float()[None], requires_grad=False)
         self.blocks = nn.ModuleList(Block(width, spec.heads, spec.qk_norm) for _ in range(spec.depth))
         self.final_layer = FinalLayer(width, spec.patch**2 * spec.out_channels, spec.class_dim)
         if spec.text_dim is not None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from d2c import memorisation
-from d2c.curves import Curve, draw
+from d2c.curves import Curve, sheet
 from d2c.ema import Ema
+from d2c.entangled import draw
 from d2c.errors import D2CError
 from d2c.generator import balanced_labels, grid, sample_seeds, save_png
 from d2c.latents import LatentCodec, LatentSpec, open_codec
@@ -19,7 +20,7 @@ from d2c.log_writers import Writer
 from d2c.memorisation import Clock
 from d2c.progress import Progress
 from d2c.runs import CURVES, SAMPLES, Run
-from d2c.sampling import SamplerConfig, sample
+from d2c.sampling import SamplerConfig
 from d2c.sit import SiT
 from d2c.transport import Objective
 from formats import Artifact
@@ -87,7 +88,7 @@ class Watch:
             self.run.note_reading({"step": step, **reading})
             self._warn()
         png = self.run.path / CURVES
-        save_png(draw(self._charts()), png)
+        save_png(sheet(self._charts()), png)
         for writer in self.writers:
             writer.picture(step, "curves", png)
 
@@ -101,10 +102,10 @@ class Watch:
             return
         spec = self.model.spec
         labels = torch.from_numpy(balanced_labels(SHOWN, spec.num_classes))
-        latents = sample(
+        latents = draw(
             self.model,
+            spec,
             self.objective,
-            (spec.channels, spec.input_size, spec.input_size),
             labels,
             sample_seeds(self.seed, SHOWN),
             SamplerConfig(steps=_STEPS),
