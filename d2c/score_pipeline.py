@@ -286,6 +286,7 @@ def _train_scorer(
         precision=request.precision,
         seed=request.seed,
         threads=1,
+        watch_every=scorer.recipe.steps,
         device=request.device,
     )
     training.run(training.plan(config), progress)
