@@ -14,7 +14,8 @@ import torch
 
 from d2c import batches, runtime
 from d2c.errors import D2CError
-from d2c.features import Classifier, FeatureSpace, open_inception, train_classifier
+from d2c.classifier import Classifier, train_classifier
+from d2c.features import FeatureSpace, open_inception
 from d2c.progress import Progress
 from d2c.seen import Images
 from d2c.sources import Source

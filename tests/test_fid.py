@@ -17,7 +17,7 @@ from PIL import Image
 
 from d2c import fid, generation, generator, judge, metrics, pipeline, training
 from d2c.errors import D2CError
-from d2c.features import train_classifier
+from d2c.classifier import train_classifier
 from d2c.fid import FidConfig
 from d2c.generation import GenerationConfig
 from d2c.generator import Generator, balanced_labels
