@@ -1,4 +1,4 @@
-"""A small classifier trained on the user's own labelled images, to measure with where no published network is at hand."""
+"""A small classifier of the user's own labelled images, to measure with where no published network is at hand."""
 
 from __future__ import annotations
 

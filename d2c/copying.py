@@ -107,4 +107,5 @@ def wilson(hits: int, trials: int) -> tuple[float, float]:
 def _closeness(train: Array, unseen: Array) -> Array:
     """[n] in [0, 1]: 0 for a copy of a training image, 1/2 where a training and an unseen image are as near."""
     both = train + unseen
-    return np.divide(train, both, out=np.zeros(len(both)), where=both > 0)
+    share: Array = np.divide(train, both, out=np.zeros(len(both)), where=both > 0)
+    return share

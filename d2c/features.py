@@ -85,7 +85,7 @@ class Inception:
         from torch_fidelity.utils import create_feature_extractor
 
         if not weights.is_file():
-            raise _no_inception(weights)
+            raise no_inception(weights)
         self.digest = sha256_file(weights)
         published = self.digest.startswith(INCEPTION_SHA256)
         self.name = INCEPTION if published else f"inception-{self.digest[:8]}"
@@ -139,8 +139,8 @@ class Inception:
                 found.append((pooled.cpu(), spatial.cpu(), logits.cpu()))
         if not found:
             return Activations(*(np.empty((0, width), np.float32) for width in (self.dim, 2023, 1008)))
-        features, spatial, logits = (torch.cat(column).numpy() for column in zip(*found, strict=True))
-        return Activations(features.astype(np.float64), spatial, logits)
+        joined = [torch.cat(column).numpy() for column in zip(*found, strict=True)]
+        return Activations(joined[0].astype(np.float64), joined[1], joined[2])
 
 
 def inception_file(weights: Path | None) -> Path:
@@ -157,14 +157,15 @@ def open_inception(weights: Path | None, device: torch.device) -> Inception:
     return Inception(inception_file(weights), device)
 
 
-def _no_inception(path: Path) -> D2CError:
+def no_inception(path: Path) -> D2CError:
+    """What to say where the weights are not at ``path``: where to get them, where to put them, and what else to do."""
     return D2CError(
         "the Inception weights of FID are missing",
         where=path,
         expected=f"{INCEPTION_FILE} (96 MB, sha256 {INCEPTION_SHA256}...)",
         hint=f"download it from {_INCEPTION_PAGE} and put it there, or name it with --inception FILE; or leave "
-        "--inception out and measure in the space of a classifier trained on your own labelled data, or in that of a "
-        "vision encoder, with --second",
+        "--inception out and measure in the space of a classifier of your own labelled images, which `d2c score` makes "
+        "possible; --second adds the space of a vision encoder",
     )
 
 

@@ -22,16 +22,16 @@ SPLIT = 5_000
 
 @dataclass(frozen=True)
 class Stats:
-    """Mean mu [d] and unbiased covariance sigma [d, d] of n features, float64. ``n``: None where nobody wrote it down."""
+    """Mean mu [d] and unbiased covariance sigma [d, d] of n features, float64. ``n``: 0 where nobody noted it."""
 
     mu: Array
     sigma: Array
-    n: int | None
+    n: int
 
     @property
     def rank_deficient(self) -> bool:
         """Whether n is too small for a covariance of full rank (n <= d)."""
-        return self.n is not None and self.n <= len(self.mu)
+        return 0 < self.n <= len(self.mu)
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,11 @@ class Moments:
     _mean: Array = field(default_factory=lambda: np.zeros(0))
     _scatter: Array = field(default_factory=lambda: np.zeros((0, 0)))
     _waiting: list[Array] = field(default_factory=list)
+
+    @property
+    def seen(self) -> int:
+        """Rows so far."""
+        return self.n + sum(map(len, self._waiting))
 
     def add(self, features: Array) -> None:
         """Take in [n, d]. Raises: D2CError: NaN or infinity among them."""

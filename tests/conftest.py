@@ -21,6 +21,8 @@ from formats.files import write_json
 # Tests must not depend on what a developer's shell exports.
 for name in [name for name in os.environ if name.startswith("D2C_") and name != "D2C_TEST_DATA"]:
     del os.environ[name]
+# Nor on what weights torch hub has downloaded there.
+os.environ["TORCH_HOME"] = os.devnull
 
 pytest_plugins = ["s3_server"]
 CLASSES = {"cat": 40, "dog": 30, "sea lion": 25}

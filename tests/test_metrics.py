@@ -124,16 +124,16 @@ def test_too_few_rows_and_other_widths_are_refused() -> None:
         frechet_distance(statistics(features(0, 9, d=3)), statistics(features(0, 9, d=4)))
     with pytest.raises(D2CError, match="different feature spaces"):
         kernel_distance(features(0, 9, d=3), features(0, 9, d=4))
+    one = Moments()
+    one.add(features(0, 1))
     with pytest.raises(D2CError, match="1 images"):
-        one = Moments()
-        one.add(features(0, 1))
         one.stats()
 
 
 def test_distance_to_a_gaussian_of_known_moments_is_the_closed_form() -> None:
     x = features(0, 400, d=6)
     mean, spread = x.mean(0), np.cov(x, rowvar=False)
-    gaussian = Stats(mean + 2, 4 * spread, None)
+    gaussian = Stats(mean + 2, 4 * spread, 0)
     # Covariances S and 4 S: tr(S + 4 S - 2 * 2 S) = tr S; means 2 apart in each of 6 directions.
     assert frechet_distance(statistics(x), gaussian).value == pytest.approx(24 + np.trace(spread))
     assert not gaussian.rank_deficient

@@ -20,7 +20,7 @@ def brute(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float, flo
         return np.sort(cdist(x, x), axis=1)[:, k]
 
     across = cdist(fake, real)
-    in_real, in_fake, balls = across <= radii(real, 3), across.T <= radii(fake, 3), across <= radii(real, k)
+    in_real, in_fake, balls = across <= radii(real, 3), radii(fake, 3) >= across.T, across <= radii(real, k)
     return in_real.any(1).mean(), in_fake.any(1).mean(), balls.sum() / (k * len(fake)), balls.any(0).mean()
 
 
