@@ -222,7 +222,8 @@ def test_a_run_that_replays_its_training_images_is_flagged(
         yield np.clip(train[np.arange(len(labels)) % 12].astype(int) + noise, 0, 255).astype(np.uint8)
 
     monkeypatch.setattr(Generator, "stream", replay)
-    config = FidConfig(judged=memorised, workspace=packed.parent / "workspace", samples=120, sampler=SAMPLER, device="cpu")
+    workspace = packed.parent / "workspace"
+    config = FidConfig(judged=memorised, workspace=workspace, samples=120, sampler=SAMPLER, device="cpu")
     report = fid.run(fid.plan(config)).report
     assert report["copying"]["flagged"]
     assert report["copying"]["pixels"]["rate"] > 0.9
