@@ -51,7 +51,7 @@ class Npz:
                 data = member.read(min(size, count - start) * bytes_each)
                 if len(data) != min(size, count - start) * bytes_each:
                     raise D2CError("this file ends before its last image", where=self.path, hint="write it again")
-                yield np.frombuffer(data, np.uint8).reshape(-1, *rest)
+                yield np.frombuffer(bytearray(data), np.uint8).reshape(-1, *rest)
 
     def pick(self, rows: Sequence[int]) -> Array:
         """Images number ``rows``, in that order: u1 [n, S, S, 3]."""

@@ -11,11 +11,11 @@ from d2c_cli.output import Output
 from d2c_cli.paths import existing
 
 EXAMPLES = (
-    "d2c fid runs/sit-xl-2-d2c --samples 50k --inception inception.pth --reference VIRTUAL_imagenet256_labeled.npz",
+    "d2c fid runs/sit-xl-2-d2c --samples 50k --reference imagenet256.npz",
     "d2c fid runs/sit-tiny-2-small --samples 2k --device cpu",
-    "d2c fid samples.npz --train shards/ --held-out val/ --reference train/",
+    "d2c fid samples.npz --train shards/ --held-out val/ --reference in/",
 )
-STATS_EXAMPLES = ("d2c fid-stats imagenet/ --size 256 --out in256.npz --inception inception.pth",)
+STATS_EXAMPLES = ("d2c fid-stats imagenet/ --size 256 --out in256.npz",)
 _COLUMNS = ("name", "n", "distance", "spatial_distance", "class_distance", "precision", "recall", "coverage")
 _SHOWN = (
     "copy_rate copy_rate_interval copy_rate_held_out copying_flagged space second reference protocol intervals copying "

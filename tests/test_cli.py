@@ -22,7 +22,7 @@ from formats.errors import IntegrityError, VersionError
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = tuple(
-    "score select explain diff attach pack train sample fid verify inspect repack push pull rebuild demo".split()
+    "score select explain diff attach pack train sample fid fid-stats verify inspect repack push pull rebuild demo".split()
 )
 
 

@@ -5,7 +5,7 @@ and what a perfect generator would draw. The memoriser replays the first part, w
 samples are written as .npz files and judged as anybody's are. The workspace is a scored one of the same data: its
 classifier measures, where no Inception weights are given.
 
-    python docs/benchmarks/honesty.py --data cifar10-train.parquet --workspace d2c-workspace > docs/benchmarks/honesty.md
+    python docs/benchmarks/honesty.py --data cifar10-train.parquet --workspace d2c-workspace > honesty.md
 """
 
 from __future__ import annotations
@@ -146,38 +146,55 @@ def judge(options: argparse.Namespace, place: Path, name: str, images: tuple[np.
     return dict(json.loads(done.stdout))
 
 
+TEXT = """# Honesty: does the report see a generator that copies?
+
+[honesty.py](honesty.py) made this page: `d2c fid samples.npz --train ... --held-out ... --reference ...` on samples
+whose origin is known. CIFAR-10's training images are parted at random: {images:,} to copy from, {images:,} kept back,
+{reference:,} to measure against, and {images:,} that a perfect generator would draw. Each generator has {images:,}
+samples. Noise is its standard deviation in grey levels of 255.
+The distance is taken in the space of {measured}.
+
+{table}
+
+{space} of the exact memoriser is {theirs:.2f}, of real images {ours:.2f}, of the worst generator {worst:.0f}: the
+distance does not see the copying. Recall and coverage fall somewhat, since it draws with replacement and so the same
+image several times. The copy rate sees it: {copied:.3f} against {honest:.3f}.
+
+{rule}
+
+What it cannot see: copies that are fewer than about three times the unseen images' own rate, and copies that were
+changed until another real image is about as near.
+
+{seconds:.0f} seconds. {machine}"""
+HEAD = ("generator", "{space}, 95 %", "precision", "recall", "coverage", "copies (pixels)", "(features)") + (
+    "copy rate, 95 %",
+    "of unseen images",
+    "flagged",
+)
+
+
 def page(reports: dict[str, dict[str, Any]], seconds: float) -> str:
-    first = next(iter(reports.values()))
-    space, rule = first["space"]["distance"], first["copying"]["rule"]
-    lines = [
-        "# Honesty: does the report see a generator that copies?",
-        "",
-        "[honesty.py](honesty.py) made this page: `d2c fid samples.npz --train ... --held-out ... --reference ...` on samples",
-        f"whose origin is known. CIFAR-10's training images are parted at random: {IMAGES:,} to copy from, {IMAGES:,} kept",
-        f"back, {REFERENCE:,} to measure against, and {IMAGES:,} that a perfect generator would draw. Each generator has",
-        f"{IMAGES:,} samples. Noise is its standard deviation in grey levels of 255. The distance is taken in the",
-        "workspace's classifier." if space != "FID" else "space of the published Inception weights.",
-        "",
-        f"| generator | {space}, 95 % | precision | recall | coverage | copies (pixels) | (features) | copy rate, 95 % | "
-        "of unseen images | flagged |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-        *(line(name, report) for name, report in reports.items()),
-        "",
-        *verdict(reports, space),
-        "",
-        *textwrap.wrap("The rule: " + rule, 118),
-        "",
-        "What it cannot see: copies among fewer than about three times as many as the unseen images' own rate, and copies",
-        "that were changed until another real image is about as near.",
-        "",
-        f"{seconds:.0f} seconds. {machine(('numpy', 'torch', 'scipy', 'torch-fidelity'))}",
-    ]
-    if space != "FID":
-        lines += [
-            "",
-            f"`{INCEPTION_FILE}` could not be had for this page: with `--inception FILE` the same script uses it.",
-        ]
-    return "\n".join(lines)
+    honest, exact = reports["real images, never seen"], reports["memoriser, noise 0"]
+    space = honest["space"]["distance"]
+    head = f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}".format(space=space)
+    text = TEXT.format(
+        images=IMAGES,
+        reference=REFERENCE,
+        measured="the published Inception weights"
+        if space == "FID"
+        else f"the workspace's classifier (`{INCEPTION_FILE}` was not at hand; `--inception FILE` takes it)",
+        table="\n".join([head, *(line(name, report) for name, report in reports.items())]),
+        space=space,
+        theirs=exact["rows"][0]["distance"],
+        ours=honest["rows"][0]["distance"],
+        worst=max(report["rows"][0]["distance"] for report in reports.values()),
+        copied=exact["copy_rate"],
+        honest=honest["copy_rate"],
+        rule=textwrap.fill(f"The rule: {honest['copying']['rule']}", 118),
+        seconds=seconds,
+        machine=machine(("numpy", "torch", "scipy", "torch-fidelity")),
+    )
+    return text
 
 
 def line(name: str, report: dict[str, Any]) -> str:
@@ -193,17 +210,6 @@ def line(name: str, report: dict[str, Any]) -> str:
         "**yes**" if report["copying_flagged"] else "no",
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def verdict(reports: dict[str, dict[str, Any]], space: str) -> list[str]:
-    honest, exact = reports["real images, never seen"], reports["memoriser, noise 0"]
-    ours, theirs = honest["rows"][0]["distance"], exact["rows"][0]["distance"]
-    worst = max(report["rows"][0]["distance"] for report in reports.values())
-    return [
-        f"{space} of the exact memoriser is {theirs:.2f}, of real images {ours:.2f}, of the worst generator {worst:.0f}: the",
-        "distance does not see the copying. Recall and coverage fall somewhat, since it draws with replacement and so the same",
-        f"image several times. The copy rate sees it: {exact['copy_rate']:.3f} against {honest['copy_rate']:.3f}.",
-    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How long the measurements take at full size, and beside torch-fidelity's own functions: `metrics_scale.md` on stdout.
+"""How long measuring takes at full size, and beside torch-fidelity's own functions: `metrics_scale.md` on stdout.
 
 Features are seeded clusters, since only their number and width matter. Each measurement runs in a process of its own, so
 that its peak memory is its own. The k-NN metrics are compared at a smaller size, on the same features, in turns.
@@ -100,37 +100,40 @@ def beside(options: argparse.Namespace) -> dict[str, float]:
 TASKS = {"distance": distance, "interval": interval, "near": near, "beside": beside}
 
 
+TEXT = """# Measuring at full size
+
+[metrics_scale.py](metrics_scale.py) made this page; features have {width:,} dimensions, threads: {threads}. The peak is
+of the whole process, with the features themselves (float32) and the libraries; sums and distances are float64.
+
+| measurement | images | seconds | peak GiB |
+|---|---|---|---|
+{rows}
+
+Beside torch-fidelity, precision and recall of {compared:,} images against as many, on the same features: ours
+{ours:.1f} s (with density and coverage, in float64; the mean of a run before and one after), its function for little
+memory {part:.1f} s (ratio {to_part:.2f}), its default {full:.1f} s (ratio {to_full:.2f}), both in float32. Our
+precision differs by {precision:+.1e}, recall by {recall:+.1e}.
+
+{machine}"""
+
+
 def page(options: argparse.Namespace, found: dict[str, dict[str, float]]) -> str:
+    count = f"{options.images:,}"
     rows = [
-        ("statistics and distance", f"{options.images:,}", found["distance"]),
-        ("interval of the distance", f"{options.images:,}", found["interval"]),
-        (
-            "precision, recall, density, coverage",
-            f"{options.images:,} against {options.manifold:,} real",
-            found["near"],
-        ),
+        ("statistics and distance", count, found["distance"]),
+        ("interval of the distance", count, found["interval"]),
+        ("precision, recall, density, coverage", f"{count} against {options.manifold:,} real", found["near"]),
     ]
     both = found["beside"]
-    return "\n".join(
-        [
-            "# Measuring at full size",
-            "",
-            f"[metrics_scale.py](metrics_scale.py) made this page; features have {WIDTH:,} dimensions, threads: "
-            f"{torch.get_num_threads()}. The peak is of the whole process,",
-            "the features themselves (float32) and the libraries with it; sums and distances are float64.",
-            "",
-            "| measurement | images | seconds | peak GiB |",
-            "|---|---|---|---|",
-            *(f"| {name} | {count} | {one['seconds']:.1f} | {one['peak_gib']:.2f} |" for name, count, one in rows),
-            "",
-            f"Beside torch-fidelity, precision and recall of {options.compared:,} images against as many, on the same features:",
-            f"ours {both['ours']:.1f} s (with density and coverage, in float64, mean of a run before and one after), its",
-            f"function for little memory {both['part']:.1f} s (ratio {both['part'] / both['ours']:.2f}), its default "
-            f"{both['full']:.1f} s (ratio {both['full'] / both['ours']:.2f}), both in float32.",
-            f"Our precision differs by {both['precision']:+.1e}, recall by {both['recall']:+.1e}.",
-            "",
-            machine(("numpy", "scipy", "torch", "torch-fidelity")),
-        ]
+    return TEXT.format(
+        width=WIDTH,
+        threads=torch.get_num_threads(),
+        rows="\n".join(f"| {name} | {n} | {one['seconds']:.1f} | {one['peak_gib']:.2f} |" for name, n, one in rows),
+        compared=options.compared,
+        to_part=both["part"] / both["ours"],
+        to_full=both["full"] / both["ours"],
+        machine=machine(("numpy", "scipy", "torch", "torch-fidelity")),
+        **both,
     )
 
 
