@@ -15,7 +15,10 @@ EXAMPLES = (
     "d2c fid runs/sit-tiny-2-small --samples 2k --device cpu",
     "d2c fid samples.npz --train shards/ --held-out val/ --reference in/",
 )
-STATS_EXAMPLES = ("d2c fid-stats imagenet/ --size 256 --out in256.npz",)
+STATS_EXAMPLES = (
+    "d2c fid-stats imagenet/ --size 256 --out in256.npz",
+    "d2c fid-stats shards/ --inception inception.pth --device cpu",
+)
 _COLUMNS = ("name", "n", "distance", "spatial_distance", "class_distance", "precision", "recall", "coverage")
 _SHOWN = (
     "copy_rate copy_rate_interval copy_rate_held_out copying_flagged space second reference protocol intervals copying "

@@ -21,8 +21,9 @@ from d2c_cli.app import app
 from formats.errors import IntegrityError, VersionError
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = tuple(
-    "score select explain diff attach pack train sample fid fid-stats verify inspect repack push pull rebuild demo".split()
+COMMANDS = (
+    *"score select explain diff attach pack train sample fid fid-stats".split(),
+    *"verify inspect repack push pull rebuild demo".split(),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from d2c import fid, fid_stats, metrics, pictures
+from d2c import fid, fid_stats, ledger, metrics, pictures
 from d2c.classifier import Classifier
 from d2c.errors import D2CError, UsageError
+from d2c.features import Inception
 from d2c.fid import FidConfig
 from d2c.sources import open_source
 from formats.files import read_json
@@ -153,8 +155,6 @@ def test_an_adm_reference_gives_fid_by_its_statistics_and_precision_by_its_image
     judged = npz_of(tmp_path / "samples.npz", real[0][10:18])
     report = measure(judged, tmp_path / "none", reference=str(adm), inception=inception_file)
     row = report["rows"][0]
-    from d2c.features import Inception
-
     seen = Inception(inception_file, torch.device("cpu")).activations(real[0][10:18])
     stats = metrics.Stats(arrays["mu"], arrays["sigma"], 0)
     assert row["distance"] == pytest.approx(metrics.frechet_distance(metrics.statistics(seen.features), stats).value)
@@ -165,8 +165,8 @@ def test_an_adm_reference_gives_fid_by_its_statistics_and_precision_by_its_image
     assert row["inception_score"] >= 1
     assert report["space"]["distance"].startswith("FD (inception-")
     assert any("2,049" in note for note in report["notes"])
+    np.savez(adm, **arrays)
     with pytest.raises(D2CError, match=r"another feature space(.|\n)*fid-stats"):
-        np.savez(adm, **arrays)
         measure(judged, workspace, reference=str(adm), overwrite=True)
 
 
@@ -284,8 +284,6 @@ def test_an_interrupted_measurement_leaves_no_export(
 
 
 def test_the_report_of_a_run_says_what_it_cost_and_when_that_pays(packed: Path, tmp_path: Path) -> None:
-    from d2c import ledger
-
     spent = {"train_scorer": 100.0, "score": 60.0, "attach": 40.0, "train": 10.0, "sample": 5.0}
     paid = ledger.payback(spent, images=1000, condensed=200)
     assert paid is not None
@@ -312,12 +310,9 @@ def test_the_report_of_a_run_says_what_it_cost_and_when_that_pays(packed: Path, 
     ],
 )
 def test_parts_that_share_a_space_are_stamped(aligner: str, metric: str, second: str | None, same: list[Any]) -> None:
-    from d2c import ledger
-
-    class Chosen:
-        manifest = {"selection": {"features": {"encoder": "scorer"}}, "encoders": {"vision": {"name": aligner}}}
-
-    assert ledger.rulers(Chosen(), metric, second)["same"] == same  # type: ignore[arg-type]
+    manifest = {"selection": {"features": {"encoder": "scorer"}}, "encoders": {"vision": {"name": aligner}}}
+    chosen: Any = SimpleNamespace(manifest=manifest)
+    assert ledger.rulers(chosen, metric, second)["same"] == same
 
 
 def test_the_document_is_read_back_as_it_was(

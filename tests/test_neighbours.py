@@ -114,3 +114,13 @@ def test_too_few_rows_and_other_widths_are_refused() -> None:
         manifold(features(0, 10), features(1, 3))
     with pytest.raises(D2CError, match="different feature spaces"):
         nearest(features(0, 9, d=3), features(0, 9, d=4))
+
+
+def test_copies_lie_on_the_edges_that_they_make_to_the_last_bit() -> None:
+    """Every real image is generated too: the third nearest lies exactly on the ball, at distance 1,000 from 0."""
+    real = features(0, 120) + 1000
+    found = manifold(real.astype(np.float32), real[::-1].astype(np.float32))
+    x = real.astype(np.float32).astype(float)
+    apart = cdist(x, x)
+    radii = np.sort(apart, axis=1)[:, 5]
+    assert found.balls[::-1].tolist() == (apart <= radii * (1 + 1e-9)).sum(axis=1).tolist()

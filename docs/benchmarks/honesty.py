@@ -166,17 +166,17 @@ What it cannot see: copies that are fewer than about three times the unseen imag
 changed until another real image is about as near.
 
 {seconds:.0f} seconds. {machine}"""
-HEAD = ("generator", "{space}, 95 %", "precision", "recall", "coverage", "copies (pixels)", "(features)") + (
-    "copy rate, 95 %",
-    "of unseen images",
-    "flagged",
+HEAD = (
+    "generator;{space}, 95 %;precision;recall;coverage;copies (pixels);(features);copy rate, 95 %;of unseen images;"
+    "flagged"
 )
 
 
 def page(reports: dict[str, dict[str, Any]], seconds: float) -> str:
     honest, exact = reports["real images, never seen"], reports["memoriser, noise 0"]
     space = honest["space"]["distance"]
-    head = f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}".format(space=space)
+    names = HEAD.format(space=space).split(";")
+    head = f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
     text = TEXT.format(
         images=IMAGES,
         reference=REFERENCE,

@@ -1,7 +1,7 @@
 """How long measuring takes at full size, and beside torch-fidelity's own functions: `metrics_scale.md` on stdout.
 
-Features are seeded clusters, since only their number and width matter. Each measurement runs in a process of its own, so
-that its peak memory is its own. The k-NN metrics are compared at a smaller size, on the same features, in turns.
+Features are seeded clusters, since only their number and width matter. Each measurement runs in a process of its own,
+so that its peak memory is its own. The k-NN metrics are compared at a smaller size, on the same features, in turns.
 
     python docs/benchmarks/metrics_scale.py > docs/benchmarks/metrics_scale.md
 """
