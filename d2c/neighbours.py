@@ -1,8 +1,8 @@
 """Who is near whom in a feature space: precision, recall, density, coverage, nearest images.
 
 Every function takes features as [n, d] arrays of any real dtype. Distances are built tile by tile, so memory stays
-within a few hundred MiB whatever n is. Tiles are float32 products, which cost half of float64 ones; where rounding could
-decide, the pair is computed again in float64 from its difference, so that the answers are those of float64.
+within a few hundred MiB whatever n is. Tiles are float32 products, which cost half of float64 ones; where rounding
+could decide, the pair is computed again in float64 from its difference, so that the answers are those of float64.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ ExportNpz = Annotated[
 FidOut = Annotated[
     Path | None, folder("--out", "Where the report goes.  [default: RUN/fid, or NAME-fid beside the images]")
 ]
-StatsOut = Annotated[Path, option("--out", "DIR", "The .npz that the statistics go into.")]
+StatsOut = Annotated[Path, option("--out", "FILE.npz", "Where the statistics go.")]
 StatsSize = Annotated[
     int | None, count("--size", "PIXELS", "Side of the square crop.  [default: the images' own, if all have one]")
 ]
