@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from d2c.fid_plan import REPORT, FidConfig, Plan, plan
 from d2c.generator import grid, save_png
 from d2c.judge import RealImages, Reference, drawn, given, open_second, open_space, scored_rows, studied
 from d2c.npz import exported
-from d2c.pictures import FromSource, Pictures, class_numbers
+from d2c.pictures import Drawn, FromSource, Pictures, class_numbers
 from d2c.progress import Progress, Silent
 from d2c.seen import Images, Seen, copy_check
 from d2c.sources import Source
@@ -204,7 +204,8 @@ def _measure(plan: Plan, progress: Progress) -> dict[str, Any]:
     yardstick = Yardstick.of(ruler.reference.stats, ruler.reference.images, contents if train else None)
     table = _Table(plan, ruler, second, yardstick, contents)
     start, shown = time.perf_counter(), list[Array]()
-    generated = Seen.of(_chunks(plan.judged, shown, config.export_npz), *spaces)
+    judged = replace(plan.judged, progress=progress) if isinstance(plan.judged, Drawn) else plan.judged
+    generated = Seen.of(_chunks(judged, shown, config.export_npz), *spaces)
     sampling = round(time.perf_counter() - start, 1)
     if generated is None or len(generated) < 2:
         raise D2CError("too few images to measure", where=config.judged, expected="two at least, and readable")

@@ -35,7 +35,6 @@ from d2c.pictures import (
     require_side,
     samples_of,
 )
-from d2c.progress import Progress, Silent
 from d2c.runs import RUN
 from d2c.sampling import SamplerConfig
 from d2c.sources import Source, open_source
@@ -127,14 +126,14 @@ class Plan:
         return Workspace(self.config.workspace) if self.scored is not None else None
 
 
-def plan(config: FidConfig, progress: Progress | None = None) -> Plan:
+def plan(config: FidConfig) -> Plan:
     """Open what is judged, what it is compared with, and what it may have been copied from.
 
     Raises:
         UsageError: options that contradict each other.
         D2CError: one of them is missing or of another size, or the artifact is not the one that the run was trained on.
     """
-    progress, device = progress or Silent(), runtime.resolve_device(config.device)
+    device = runtime.resolve_device(config.device)
     generator = Generator.open(config.judged, device, config.codec) if (config.judged / RUN).is_file() else None
     if generator and config.train:
         raise UsageError(
@@ -150,7 +149,7 @@ def plan(config: FidConfig, progress: Progress | None = None) -> Plan:
     own = scores is None or scores.summary["source"].get("labels", OWN) == OWN
     source, npz = _reference(config, scored, own)
     classes = _classes(generator, artifact, scored, source)
-    judged = _judged(config, generator, classes, device, progress)
+    judged = _judged(config, generator, classes, device)
     pictures = _pictures(config, npz, judged.side, classes, device)
     if source is not None and config.reference:
         require_side(source, judged.side)
@@ -276,10 +275,10 @@ def _classes(
 
 
 def _judged(
-    config: FidConfig, generator: Generator | None, classes: list[ClassRow], device: torch.device, progress: Progress
+    config: FidConfig, generator: Generator | None, classes: list[ClassRow], device: torch.device
 ) -> Drawn | FromSource | FromNpz | FromArtifact:
     if generator is not None:
-        return Drawn(generator, config.samples, config.sampler, config.seed, config.batch_size, progress)
+        return Drawn(generator, config.samples, config.sampler, config.seed, config.batch_size)
     location = str(config.judged)
     if is_npz(location):
         return samples_of(config.judged, len(classes))

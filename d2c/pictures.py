@@ -18,7 +18,7 @@ from d2c.errors import D2CError
 from d2c.generator import Generator, balanced_labels, sample_seeds
 from d2c.latents import LatentCodec, LatentSpec, open_codec, to_model
 from d2c.npz import Npz, open_npz
-from d2c.progress import Progress
+from d2c.progress import Progress, Silent
 from d2c.sampling import SamplerConfig
 from d2c.sources import Source, SourceClass, open_source
 from formats import Artifact, open_artifact
@@ -84,7 +84,7 @@ class Drawn:
     sampler: SamplerConfig
     seed: int
     batch: int
-    progress: Progress = field(repr=False)
+    progress: Progress = field(default_factory=Silent, repr=False)
 
     @property
     def side(self) -> int:

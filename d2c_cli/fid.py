@@ -89,7 +89,7 @@ def fid(
         batch_size=batch_size,
         overwrite=overwrite,
     )
-    plan = stage.plan(settings, output.progress)
+    plan = stage.plan(settings)
     if dry_run:
         facts = {"images": len(plan.judged)}
         if plan.generator:
