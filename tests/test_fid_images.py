@@ -144,6 +144,7 @@ def test_statistics_that_were_written_are_measured_against(
     assert direct["rows"][0]["distance"] == pytest.approx(expected.value, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_an_adm_reference_gives_fid_by_its_statistics_and_precision_by_its_images(
     workspace: Path, real: tuple[np.ndarray, np.ndarray], tmp_path: Path, inception_file: Path
 ) -> None:
