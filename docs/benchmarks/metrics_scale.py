@@ -103,16 +103,17 @@ TASKS = {"distance": distance, "interval": interval, "near": near, "beside": bes
 TEXT = """# Measuring at full size
 
 [metrics_scale.py](metrics_scale.py) made this page; features have {width:,} dimensions, threads: {threads}. The peak is
-of the whole process, with the features themselves (float32) and the libraries; sums and distances are float64.
+of the whole process, with the features themselves (float32) and the libraries. Sums are float64; distances between
+images are float32 products, those near an edge computed again in float64.
 
 | measurement | images | seconds | peak GiB |
 |---|---|---|---|
 {rows}
 
 Beside torch-fidelity, precision and recall of {compared:,} images against as many, on the same features: ours
-{ours:.1f} s (with density and coverage, in float64; the mean of a run before and one after), its function for little
-memory {part:.1f} s (ratio {to_part:.2f}), its default {full:.1f} s (ratio {to_full:.2f}), both in float32. Our
-precision differs by {precision:+.1e}, recall by {recall:+.1e}.
+{ours:.1f} s (with density and coverage; the mean of a run before and one after), its function for little
+memory {part:.1f} s (ratio {to_part:.2f}), its default {full:.1f} s (ratio {to_full:.2f}), both in float32
+throughout. Our precision differs by {precision:+.1e}, recall by {recall:+.1e}.
 
 {machine}"""
 
