@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from d2c import batches, metrics, runtime
+from d2c import batches, neighbours, runtime
 from d2c.progress import Progress
 from d2c.report import Thumbnail
 from d2c.sources import Source
@@ -118,7 +118,7 @@ def _borderline(
     picks, others = members[chosen.picked[members]], members[~chosen.picked[members]]
     others = rng.permutation(others)[:NEIGHBOURS]
     if by_features and chosen.features is not None:
-        near, which = metrics.nearest(chosen.features[others], chosen.features[picks])
+        near, which = neighbours.nearest(chosen.features[others], chosen.features[picks])
     else:
         picks = picks[np.argsort(chosen.ranks[picks])]
         taken, ranks = chosen.ranks[picks], chosen.ranks[others]

@@ -196,7 +196,9 @@ def _train_and_measure(demo: _Demo, arm: str, seed: int, shards: Path) -> dict[s
     trained = training.run(training.plan(settings), demo.progress)
     sampler, workspace = SamplerConfig(steps=20), config.out / "workspace"
     demo.command("fid", out, "--samples", config.samples, "--sampling-steps", sampler.steps, *demo.place)
-    wanted = fid.FidConfig(run=out, workspace=workspace, samples=config.samples, sampler=sampler, device=config.device)
+    wanted = fid.FidConfig(
+        judged=out, workspace=workspace, samples=config.samples, sampler=sampler, device=config.device
+    )
     measured = fid.run(fid.plan(wanted), demo.progress)
     row = measured.report["rows"][0]
     return {
@@ -331,7 +333,7 @@ def _samples(config: DemoConfig) -> str:
         for arm in ARMS
     ]
     closest = _run_folder(config, "condensed", config.seed) / "fid" / fid.CLOSEST
-    pairs = report.picture(closest, "The 32 samples closest to a training image, each with it on the right")
+    pairs = report.picture(closest, "The 64 samples closest to a training image, each with it on the right")
     return report.side_by_side(*figures) + pairs
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from d2c import metrics
+from d2c import neighbours
 from d2c.errors import D2CError, UsageError
 from d2c.selectors import METHODS, Candidates, ranks
 from d2c.workspace import BAD_FILES, DUPLICATES, FEATURES, SCORES, SELECTION, Record, Workspace
@@ -76,7 +76,7 @@ class Case:
         if self.picked or features is None:
             return ""
         others = np.setdiff1d(np.arange(len(features)), self.picks)
-        apart, _ = metrics.nearest(features[others], features[self.picks])
+        apart, _ = neighbours.nearest(features[others], features[self.picks])
         own = float(apart[np.searchsorted(others, self.row)])
         return f", and {own:.3g} away from the nearest; the mean of those left out is {apart.mean():.3g}"
 

@@ -6,22 +6,17 @@ A number is called FID only in the space of the published Inception weights; eve
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from d2c.errors import D2CError
-from d2c.progress import Progress, Silent
-from formats.errors import IntegrityError
-from formats.files import read_json, write_bytes, write_json
-from formats.hashing import sha256_file, xxh3
+from d2c.vision import VisionEncoder
+from formats.hashing import sha256_file
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -29,9 +24,8 @@ INCEPTION = "inception-v3-compat"
 INCEPTION_SHA256 = "6726825d"  # first digits, which the published file also carries in its name
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 _INCEPTION_PAGE = "https://github.com/toshas/torch-fidelity/releases/tag/v0.2.0"
-
-_MAX_SIDE = 64  # the classifier sees larger images area-averaged to this side
-_WIDTHS = (32, 64, 128, 128)
+_SPATIAL = 7
+"""Channels of mixed_6/conv that sFID looks at: 17 x 17 x 7 = 2,023 numbers (Nash et al. 2021, as ADM computes it)."""
 
 
 class FeatureSpace(Protocol):
@@ -44,12 +38,31 @@ class FeatureSpace(Protocol):
     def __call__(self, pixels: Array) -> Array: ...
 
 
+@dataclass(frozen=True)
+class Activations:
+    """What one pass of a network over n images gives.
+
+    ``features`` float64 [n, dim]. Inception also gives ``spatial`` float32 [n, 2023], for sFID, and ``logits`` float32
+    [n, 1008] without their bias, for the Inception score.
+    """
+
+    features: Array
+    spatial: Array | None = None
+    logits: Array | None = None
+
+
+def activations(space: FeatureSpace, pixels: Array) -> Activations:
+    """All that ``space`` can tell of pixels u1 [n, s, s, 3]."""
+    return space.activations(pixels) if isinstance(space, Inception) else Activations(space(pixels))
+
+
 def distance_name(space: FeatureSpace) -> str:
     """What a Frechet distance in ``space`` may be called: FID with the published Inception weights only."""
     return "FID" if space.name == INCEPTION else f"FD ({space.name})"
 
 
-def _checked(pixels: Array) -> Array:
+def checked_pixels(pixels: Array) -> Array:
+    """``pixels`` as they are. Raises: D2CError: they are no RGB images u1 [n, s, s, 3]."""
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
         raise D2CError(
             "features are computed from RGB images",
@@ -72,7 +85,7 @@ class Inception:
         from torch_fidelity.utils import create_feature_extractor
 
         if not weights.is_file():
-            raise _no_inception(weights)
+            raise no_inception(weights)
         self.digest = sha256_file(weights)
         published = self.digest.startswith(INCEPTION_SHA256)
         self.name = INCEPTION if published else f"inception-{self.digest[:8]}"
@@ -80,7 +93,11 @@ class Inception:
             if not published:  # torch-fidelity unpickles without limits: let only plain tensors through
                 torch.load(weights, map_location="cpu", weights_only=True)
             network = create_feature_extractor(
-                INCEPTION, ["2048"], cuda=False, feature_extractor_weights_path=str(weights), verbose=False
+                INCEPTION,
+                ["2048", "logits_unbiased"],
+                cuda=False,
+                feature_extractor_weights_path=str(weights),
+                verbose=False,
             )
         except (
             RuntimeError,
@@ -101,17 +118,34 @@ class Inception:
             ) from error
         self._network = network.to(device)
         self._device, self._batch = device, batch
+        self._spatial: list[Tensor] = []
+        # TensorFlow's mixed_6/conv: the first branch of what torch-fidelity calls Mixed_6d.
+        network.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, output: self._spatial.append(output))
 
     def __call__(self, pixels: Array) -> Array:
         """Features float64 [n, 2048] of pixels u1 [n, s, s, 3]; the network resizes to 299 as TensorFlow 1 did."""
-        features = np.empty((len(_checked(pixels)), self.dim))
+        return self.activations(pixels).features
+
+    def activations(self, pixels: Array) -> Activations:
+        """Features, the numbers of sFID in TensorFlow's order (row, column, channel), and logits without their bias."""
+        found: list[tuple[Tensor, ...]] = []
         with torch.inference_mode():
-            for start in range(0, len(pixels), self._batch):
+            for start in range(0, len(checked_pixels(pixels)), self._batch):
                 images = torch.from_numpy(
                     np.ascontiguousarray(pixels[start : start + self._batch].transpose(0, 3, 1, 2))
                 )
-                features[start : start + len(images)] = self._network(images.to(self._device))[0].cpu().numpy()
-        return features
+                pooled, logits = self._network(images.to(self._device))
+                spatial = self._spatial.pop()[:, :_SPATIAL].permute(0, 2, 3, 1).flatten(1)
+                found.append((pooled.cpu(), spatial.cpu(), logits.cpu()))
+        if not found:
+            return Activations(*(np.empty((0, width), np.float32) for width in (self.dim, 2023, 1008)))
+        joined = [torch.cat(column).numpy() for column in zip(*found, strict=True)]
+        return Activations(joined[0].astype(np.float64), joined[1], joined[2])
+
+
+def inception_file(weights: Path | None) -> Path:
+    """``weights``, else where torch hub keeps the published file, whether it is there or not."""
+    return weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
 
 
 def open_inception(weights: Path | None, device: torch.device) -> Inception:
@@ -120,213 +154,35 @@ def open_inception(weights: Path | None, device: torch.device) -> Inception:
     Raises:
         D2CError: there is no such file; nothing is downloaded.
     """
-    return Inception(weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE, device)
+    return Inception(inception_file(weights), device)
 
 
-def _no_inception(path: Path) -> D2CError:
+def no_inception(path: Path) -> D2CError:
+    """What to say where the weights are not at ``path``: where to get them, where to put them, and what else to do."""
     return D2CError(
         "the Inception weights of FID are missing",
         where=path,
         expected=f"{INCEPTION_FILE} (96 MB, sha256 {INCEPTION_SHA256}...)",
-        hint=f"download it from {_INCEPTION_PAGE} and put it there, or name it with --inception FILE; "
-        "or measure in the space of a classifier trained on your own labelled data (--features classifier)",
+        hint=f"download it from {_INCEPTION_PAGE} and put it there, or name it with --inception FILE; or leave "
+        "--inception out and measure in the space of a classifier of your own labelled images, which `d2c score` makes "
+        "possible; --second adds the space of a vision encoder",
     )
 
 
-@dataclass(frozen=True)
-class ClassifierInfo:
-    """How a classifier came about. ``labels``: the class id of each output; ``accuracy``: on the held-out tenth."""
+class VisionSpace:
+    """The space of a vision encoder: its class token where it has one, else the mean of its patch tokens."""
 
-    labels: tuple[int, ...]
-    side: int
-    accuracy: float
-    images: int
-    steps: int
-    seed: int
-
-
-class _Net(nn.Module):
-    def __init__(self, classes: int, side: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        channels = 3
-        for stage, width in enumerate(_WIDTHS):
-            if stage and side >= 4:
-                layers.append(nn.MaxPool2d(2))
-                side //= 2
-            for _ in range(1 if stage == 0 else 2):  # the first stage has the most pixels: one layer
-                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-                channels = width
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(channels, classes)
-
-    def features(self, images: Tensor) -> Tensor:  # float [n, 3, s, s] in [-1, 1] -> [n, 128]
-        return self.body(images).mean(dim=(2, 3))  # type: ignore[no-any-return]  # nn.Sequential returns Any
-
-    def forward(self, images: Tensor) -> Tensor:  # -> logits [n, classes]
-        return self.head(self.features(images))  # type: ignore[no-any-return]  # nn.Linear's call returns Any
-
-
-class Classifier:
-    """A small network trained on the user's own labelled images: 128 features before its last layer."""
-
-    name = "classifier"
-    dim = _WIDTHS[-1]
-
-    def __init__(self, net: _Net, info: ClassifierInfo, device: torch.device) -> None:
-        self.info = info
-        self._net, self._device = net.to(device).eval(), device
-        self.digest = xxh3(self._weights())
+    def __init__(self, encoder: VisionEncoder) -> None:
+        self._encoder = encoder
+        self.name = encoder.info.name
+        self.digest = encoder.info.weights_xxh3
+        self.dim = encoder.info.dim
 
     def __call__(self, pixels: Array) -> Array:
-        """Features float64 [n, 128] of pixels u1 [n, s, s, 3], resized to the side of the training images."""
-        return np.asarray(self._run(pixels, self._net.features), np.float64)
-
-    def predict(self, pixels: Array) -> Array:
-        """Class ids int32 [n] of pixels u1 [n, s, s, 3]."""
-        labels: Array = np.asarray(self.info.labels, np.int32)[self._run(pixels, self._net).argmax(axis=1)]
-        return labels
-
-    def save(self, directory: Path) -> None:
-        """Write classifier.safetensors and, last, classifier.json."""
-        write_bytes(directory / "classifier.safetensors", self._weights())
-        write_json(directory / "classifier.json", {**asdict(self.info), "digest": self.digest})
-
-    @classmethod
-    def load(cls, directory: Path, device: torch.device) -> Classifier:
-        """Read what `save` wrote.
-
-        Raises:
-            IntegrityError: the weights are not those that the description names.
-            D2CError: there is no classifier in ``directory``.
-        """
-        try:
-            fields = read_json(directory / "classifier.json")
-            weights = (directory / "classifier.safetensors").read_bytes()
-        except FileNotFoundError as error:
-            raise D2CError("no classifier here", where=directory, hint="train it with d2c fid") from error
-        if xxh3(weights) != fields["digest"]:
-            raise IntegrityError(
-                "the classifier's weights are not those its description names",
-                where=directory,
-                found=xxh3(weights),
-                expected=fields["digest"],
-                hint="delete the directory and run the same command again to train a new one",
-            )
-        info = ClassifierInfo(
-            labels=tuple(fields["labels"]),
-            side=fields["side"],
-            accuracy=fields["accuracy"],
-            images=fields["images"],
-            steps=fields["steps"],
-            seed=fields["seed"],
-        )
-        net = _Net(len(info.labels), info.side)
-        net.load_state_dict(load(weights))
-        return cls(net, info, device)
-
-    def _weights(self) -> bytes:
-        return save({name: tensor.cpu().contiguous() for name, tensor in self._net.state_dict().items()})
-
-    def _run(self, pixels: Array, function: Callable[[Tensor], Tensor]) -> Array:
-        results = []
-        with torch.inference_mode():
-            for start in range(0, len(_checked(pixels)), 256):
-                images = _resized(pixels[start : start + 256], self.info.side)
-                results.append(function(_to_float(images.to(self._device))).cpu())
-        return np.asarray(torch.cat(results).numpy())
-
-
-def train_classifier(
-    pixels: Array,
-    labels: Array,
-    *,
-    device: torch.device,
-    seed: int = 0,
-    steps: int | None = None,
-    batch: int = 128,
-    progress: Progress | None = None,
-) -> Classifier:
-    """Train a classifier on pixels u1 [n, s, s, 3] and labels int [n]; the same bytes for the same input on one CPU.
-
-    A tenth of the images, taken class by class, is held out and only measures accuracy. Images are shifted by up to an
-    eighth of their side and never mirrored: letters and digits do not survive that.
-
-    ``steps`` default to eight passes over the images, but no fewer than 200 and no more than 1,000. With another number
-    of threads torch adds in another order, and the bytes differ.
-
-    Raises:
-        D2CError: there are fewer than two classes or fewer than 20 images.
-    """
-    classes, targets = np.unique(labels, return_inverse=True)
-    if len(classes) < 2 or len(_checked(pixels)) < 20:
-        raise D2CError(
-            "these images cannot train a classifier to measure with",
-            found=f"{len(pixels)} images in {len(classes)} class{'es' if len(classes) != 1 else ''}",
-            expected="at least 20 images in at least 2 classes",
-            hint=f"measure with the published network instead: --inception FILE ({INCEPTION_FILE})",
-        )
-    side = min(pixels.shape[1], _MAX_SIDE)
-    images = torch.cat([_resized(pixels[i : i + 256], side) for i in range(0, len(pixels), 256)])
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(images), generator=generator).numpy()
-    by_class = shuffled[np.argsort(targets[shuffled], kind="stable")]
-    held_out = by_class[::10]
-    kept = torch.from_numpy(np.setdiff1d(by_class, held_out))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        net = _Net(len(classes), side)
-    steps = min(1000, max(200, 8 * len(images) // batch)) if steps is None else steps
-    info = ClassifierInfo(tuple(int(c) for c in classes), side, float("nan"), len(images), steps, seed)
-    _fit(net.to(device), images, torch.from_numpy(targets), kept, generator, device, steps, batch, progress or Silent())
-    classifier = Classifier(net, info, device)
-    accuracy = float(np.mean(classifier.predict(pixels[held_out]) == classes[targets[held_out]]))
-    classifier.info = replace(info, accuracy=accuracy)
-    return classifier
-
-
-def _fit(
-    net: _Net,
-    images: Tensor,  # u1 [n, 3, s, s]
-    targets: Tensor,  # int64 [n]
-    kept: Tensor,  # int64: rows to train on
-    generator: torch.Generator,
-    device: torch.device,
-    steps: int,
-    batch: int,
-    progress: Progress,
-) -> None:
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
-    net.train()
-    with progress.bar("classifier", total=steps, unit="step") as bar:
-        for _ in range(steps):
-            rows = kept[torch.randint(len(kept), (batch,), generator=generator)]
-            shifted = _to_float(_shifted(images[rows], generator).to(device))
-            loss = F.cross_entropy(net(shifted), targets[rows].to(device), label_smoothing=0.1)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimizer.step()
-            schedule.step()
-            bar.advance()
-
-
-def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image u1 [n, 3, s, s] moved by up to s // 8 pixels both ways, its border repeated."""
-    n, _, side, _ = images.shape
-    reach = side // 8
-    moves = torch.randint(-reach, reach + 1, (2, n, 1), generator=generator)
-    rows, columns = (torch.arange(side) + moves).clamp(0, side - 1)
-    return images[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def _resized(pixels: Array, side: int) -> Tensor:
-    """Pixels u1 [n, s, s, 3] -> u1 [n, 3, side, side], averaged over areas."""
-    images = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-    if images.shape[2:] == (side, side):
-        return images
-    return F.interpolate(images.float(), size=(side, side), mode="area").round().to(torch.uint8)
-
-
-def _to_float(images: Tensor) -> Tensor:
-    return images.float() / 127.5 - 1
+        """Features float64 [n, dim] of pixels u1 [n, s, s, 3]."""
+        found = [np.empty((0, self.dim))]
+        for start in range(0, len(checked_pixels(pixels)), 64):
+            part = pixels[start : start + 64]
+            tokens = self._encoder.encode(part, np.zeros(len(part), np.int64)).astype(np.float64)
+            found.append(tokens[:, 0] if self._encoder.info.class_token else tokens.mean(axis=1))
+        return np.concatenate(found)

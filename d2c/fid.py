@@ -1,45 +1,42 @@
-"""Measure a run honestly: its distance to the real images, beside what no model is needed for, and a copy check.
+"""Measure images honestly: their distance to real ones, beside what no model is needed for, and a copy check.
 
 The distance is called FID only in the space of the published Inception weights. Rows without a model tell how to read
 it. *replay* is the condensed set itself, scored as if it had been generated; *random real* are as many images drawn at
 random from the scored source, which lie in the reference as often as those of the condensed set do. *real* is the
-floor: real images that the run was not trained on, as many as were generated or a fifth of all there are, whichever is
-less, measured against the reference without them. A row's ``reference_n`` and ``in_reference`` say how many real
-images it was compared with and how many of these are its own.
+floor: real images that nothing was trained on, as many as were generated or, where they come out of the reference, a
+fifth of all there are, whichever is less, measured against the reference without them. A row's ``reference_n`` and
+``in_reference`` say how many real images it was compared with and how many of these are its own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from d2c import runtime
-from d2c.config import execution, identity
-from d2c.errors import D2CError, UsageError
-from d2c.features import distance_name
-from d2c.generator import Generator, balanced_labels, grid, sample_seeds, save_png
-from d2c.judge import RealImages, Reference, class_numbers, drawn, open_space, scored_rows
-from d2c.labelling import OWN, reopen
-from d2c.latents import LatentSpec, to_model
+from d2c import fid_page, fid_report, intervals, ledger, metrics, report, runtime
+from d2c.errors import D2CError
+from d2c.features import FeatureSpace, distance_name
+from d2c.fid_plan import REPORT, FidConfig, Plan, plan
+from d2c.generator import grid, save_png
+from d2c.judge import RealImages, Reference, drawn, given, open_second, open_space, scored_rows, studied
+from d2c.npz import exported
+from d2c.pictures import Drawn, FromSource, Pictures, class_numbers
 from d2c.progress import Progress, Silent
-from d2c.runs import COST, Run
-from d2c.sampling import SamplerConfig
-from d2c.seen import Images, Seen, Yardstick, copy_check
-from d2c.sources import Source, open_source
-from d2c.tokens import vision_facts
-from d2c.workspace import Workspace
-from formats import Artifact, open_artifact
+from d2c.seen import Images, Seen, copy_check
+from d2c.sources import Source
+from d2c.yardstick import Compared, Yardstick
 from formats.files import read_json, write_json
-from formats.hashing import sha256_file
-from formats.schema import LATENT
 
-REPORT, GRID, CLOSEST = "fid.json", "grid.png", "closest.png"
+__all__ = ["CLOSEST", "GRID", "REPORT", "FidConfig", "Plan", "Result", "plan", "run"]
+
+GRID, CLOSEST, PAGE = "grid.png", "closest.png", "report.html"
+SHOWN = 100
+"""Images on the grid."""
 HELD_OUT = 2_000
 """Unselected real images that calibrate the copy check, at most."""
 FEWEST = 10
@@ -47,47 +44,6 @@ FEWEST = 10
 FLOOR = 5
 """One in so many unseen images, at most, is taken out of the reference to be the floor."""
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FidConfig:
-    """What to measure: ``samples`` images of ``run`` against at most ``reference_images`` real ones."""
-
-    run: Path = execution()
-    workspace: Path = execution()
-    artifact: Path | None = execution(None)
-    """Where the artifact lies now; None: where it was when the run was trained on it."""
-    inception: Path | None = execution(None)
-    reference: str | None = None
-    """Real images to measure against; None: the scored source."""
-    reference_images: int = 50_000
-    samples: int = 2_000
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    subsets: int = 3
-    seed: int = 0
-    codec: str | None = execution(None)
-    device: str = execution("auto")
-    batch_size: int = execution(64)
-    overwrite: bool = execution(False)
-
-    def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise UsageError("a covariance needs at least two samples", found=self.samples, expected="--samples 2000")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Opened and checked inputs."""
-
-    config: FidConfig
-    generator: Generator
-    artifact: Artifact
-    source: Source
-    """The real images to measure against."""
-    scored: Source
-    """The real images that the condensed set was chosen from."""
-    asked: dict[str, Any]
-    done: bool
 
 
 @dataclass(frozen=True)
@@ -98,249 +54,254 @@ class Result:
     path: Path
 
 
-def plan(config: FidConfig) -> Plan:
-    """Open the run, the artifact it was trained on, and the real images.
-
-    Raises:
-        D2CError: one of them is missing, or the artifact is not the one that the run was trained on.
-    """
-    generator = Generator.open(config.run, runtime.resolve_device(config.device), config.codec)
-    lies = config.artifact or generator.artifact
-    artifact, trained_on = open_artifact(lies), generator.identity["content_id"]
-    if artifact.content_id != trained_on:
-        raise D2CError(
-            "the artifact changed since the run was trained on it",
-            where=lies,
-            found=artifact.content_id,
-            expected=trained_on,
-            hint="train on it again, or put the old artifact back",
-        )
-    workspace = Workspace(config.workspace)
-    scored = reopen(workspace)
-    scores = workspace.scores.require("d2c score DIR")
-    source = scored
-    if config.reference:
-        # Classes that were made for the scored images mean nothing elsewhere.
-        own = scores.summary["source"].get("labels", OWN) == OWN
-        source = open_source(config.reference, labels="source" if own else "none")
-    weights = config.inception
-    asked = {
-        **identity(config),
-        **generator.digests(),
-        # By content; a missing file is an error later, and until then unlike every other.
-        "inception": sha256_file(weights) if weights and weights.is_file() else weights and str(weights),
-        "scores": scores.digest,
-        "scored": scored.digest,
-        "source": source.digest,
-    }
-    done = not config.overwrite and _finished(config.run / "fid", asked)
-    return Plan(config, generator, artifact, source, scored, asked, done)
-
-
-def _finished(folder: Path, asked: dict[str, Any]) -> bool:
-    if not (folder / REPORT).exists():
-        return False
-    report = read_json(folder / REPORT)
-    return report["asked"] == asked and all((folder / name).exists() for name in report["files"])
-
-
 def run(plan: Plan, progress: Progress | None = None) -> Result:
-    """Sample, measure and write ``<run>/fid/fid.json``, unless the same measurement is there."""
-    progress = progress or Silent()
-    folder = plan.config.run / "fid"
+    """Go through the images, measure and write ``fid.json``, unless the same measurement is there."""
+    path = plan.config.folder / REPORT
     if not plan.done:
-        runtime.once(lambda: write_json(folder / REPORT, {"asked": plan.asked, **_measure(plan, folder, progress)}))
-    return Result(report=read_json(folder / REPORT), path=folder / REPORT)
+        runtime.once(lambda: write_json(path, {"asked": plan.asked, **_measure(plan, progress or Silent())}))
+    runtime.once(lambda: report.write(path.with_name(PAGE), fid_page.one(fid_page.Measured.open(path.parent))))
+    return Result(report=read_json(path), path=path)
 
 
-def _measure(plan: Plan, folder: Path, progress: Progress) -> dict[str, Any]:
-    config, generator = plan.config, plan.generator
-    workspace, size = Workspace(config.workspace), generator.codec.spec.pixels
-    space = open_space(workspace, plan.scored, size, config.inception, generator.device, progress)
-    real = RealImages(plan.source, size, space, class_numbers(plan.source, generator.classes), progress)
-    reference = real.reference(workspace, _rows(plan, "reference", config.reference_images), generator.device)
-    yardstick, drawing = Yardstick.of(reference.images), _Drawing(plan, progress)
-    start = time.perf_counter()
-    generated = Seen.of(drawing.chunks(), space)
-    sampling = round(time.perf_counter() - start, 1)
-    save_png(grid(drawing.pixels(range(min(100, config.samples))), 10, side=64), folder / GRID)
-    train = Seen.of(_artifact_chunks(plan), space)
-    assert generated is not None
-    assert train is not None
-    infos = [plan.artifact.info(row) for row in range(len(plan.artifact))]
-    contents = np.array([info["source_xxh3"] for info in infos], dtype="U32")
-    rows = [
-        yardstick.row("generated", Images(generated.features, generated.labels)),
-        yardstick.row("replay", Images(train.features, train.labels, contents)),
-        *_random_real(plan, real, reference, yardstick),
-    ]
-    files, copying = [REPORT, GRID], None
-    unseen = _unseen_rows(plan, {info["source_key"] for info in infos})
-    floor = _floor(plan, real, unseen, contents, reference, yardstick)
-    rows += [floor] if floor else []
-    held_out = Seen.of(real.chunks(unseen[:HELD_OUT], set(contents.tolist())), space)
-    if held_out and len(held_out.labels) >= FEWEST:
-        copying, closest, copied = copy_check(generated, train, held_out)
-        rows[0]["copy_rate"] = copying["features"]["rate"]
-        pairs = np.stack([drawing.pixels(closest), _artifact_pixels(plan, copied)], axis=1)
-        save_png(grid(pairs.reshape(-1, *pairs.shape[2:]), 8, side=64), folder / CLOSEST)
-        files.append(CLOSEST)
-    return {
-        "space": {"name": space.name, "digest": space.digest, "distance": distance_name(space)},
-        "protocol": _protocol(plan, len(reference.images)),
-        "rows": rows,
-        "copying": copying,
-        "costs": _costs(plan, sampling),
-        "notes": _notes(space.name, real.numbers, floor is not None, copying is not None),
-        "files": files,
-    }
-
-
-def _notes(space: str, numbers: Array, floor: bool, copying: bool) -> list[str]:
-    notes = []
-    if space == "classifier":
-        notes.append("Measured in the space of a classifier of this data: not FID, comparable only with its like.")
-    if not np.any(numbers >= 0):
-        notes.append("No class of the reference is one of the run's: no distance class by class.")
-    elif np.any(numbers < 0):
-        notes.append(f"{int(np.sum(numbers < 0))} classes of the reference are not the run's: not in class_distance.")
-    if not copying:
-        notes.append("Too few real images that were not trained on: no copy check.")
-    if not floor:
-        notes.append("Too few real images that were not trained on, or too few others to measure them by: no floor.")
-    return notes
-
-
-@dataclass(frozen=True)
-class _Drawing:
-    """The generated images: never all in memory, since any of them can be drawn again from its seed."""
+@dataclass(frozen=True, eq=False)
+class _Ruler:
+    """A space, and the reference in it."""
 
     plan: Plan
+    space: FeatureSpace
+    reference: Reference
     progress: Progress
 
-    def pixels(self, which: Sequence[int]) -> Array:
-        """Images number ``which``: u1 [n, S, S, 3]."""
-        config, generator = self.plan.config, self.plan.generator
-        labels = balanced_labels(config.samples, len(generator.classes))
-        seeds = sample_seeds(config.seed, config.samples)
-        rows = [int(row) for row in which]
-        return generator.pixels(labels[rows], [seeds[row] for row in rows], config.sampler, batch=config.batch_size)
+    def see(self, source: Source, rows: list[int]) -> Images:
+        """Images of a source, in this space."""
+        return _real(self.plan, source, self.space, self.progress).see(rows, self.reference)
 
-    def chunks(self) -> Iterator[tuple[Array, Array]]:
-        """Labels and pixels of all images, in order."""
-        config, generator, start = self.plan.config, self.plan.generator, 0
-        labels = balanced_labels(config.samples, len(generator.classes))
-        seeds = sample_seeds(config.seed, config.samples)
-        for pixels in generator.stream(labels, seeds, config.sampler, batch=config.batch_size, progress=self.progress):
-            yield labels[start : start + len(pixels)], pixels
-            start += len(pixels)
+
+def _real(plan: Plan, source: Source, space: FeatureSpace, progress: Progress) -> RealImages:
+    numbers = class_numbers(source.classes, plan.classes)
+    return RealImages(source, plan.side, space, numbers, progress, plan.workspace)
+
+
+def _rulers(plan: Plan, progress: Progress) -> tuple[_Ruler, _Ruler | None]:
+    """The reference in the space that measures and, where it can be had, in the second.
+
+    Raises:
+        D2CError: statistics that were given are of another space than the one that measures.
+    """
+    first = open_space(plan.workspace, plan.scored, plan.side, plan.inception, plan.device, progress)
+    name = plan.config.second
+    other = open_second(name, plan.workspace, plan.scored, plan.side, plan.device, progress) if name else None
+    reference = _reference(plan, first, progress)
+    if reference is None:
+        raise D2CError(
+            "these statistics are of another feature space",
+            where=plan.config.reference,
+            found=plan.npz.space if plan.npz and plan.npz.space else "the space of the published Inception",
+            expected=f"{first.name} ({first.digest})",
+            hint="name the weights that they were computed with (--inception FILE), or make others with d2c fid-stats",
+        )
+    apart = _reference(plan, other, progress) if other else None
+    return _Ruler(plan, first, reference, progress), _Ruler(plan, other, apart, progress) if other and apart else None
+
+
+def _reference(plan: Plan, space: FeatureSpace, progress: Progress) -> Reference | None:
+    if plan.source is not None:
+        rows = _rows(plan, "reference", plan.config.reference_images)
+        return _real(plan, plan.source, space, progress).reference(rows, plan.device)
+    if plan.npz is not None:
+        return given(plan.npz, plan.pictures, space, progress)
+    assert plan.pictures is not None
+    return studied(plan.pictures, space, progress)
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """The rows of a report, one after the other."""
+
+    plan: Plan
+    ruler: _Ruler
+    second: _Ruler | None
+    yardstick: Yardstick
+    contents: Array
+    """Digests of the files that were trained on, as far as they are known."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def seen(self, name: str, seen: Seen) -> Compared:
+        """A row of images that were gone through as a whole."""
+        compared = self._add(name, seen.images, seen.second, self.yardstick, None)
+        known = self.ruler.reference.spatial
+        if seen.spatial and known:
+            self.rows[-1]["spatial_distance"] = round(metrics.frechet_distance(seen.spatial, known).value, 4)
+        self.rows[-1]["inception_score"] = seen.inception_score and round(seen.inception_score, 4)
+        return compared
+
+    def random_real(self) -> None:
+        """Rows of random images of the scored source, as many as the condensed set has."""
+        plan, config = self.plan, self.plan.config
+        if plan.workspace is None or plan.scored is None or plan.artifact is None:
+            return
+        for subset in range(1, config.subsets + 1):
+            purpose = ("random real", config.seed, subset)
+            chosen = scored_rows(plan.workspace, plan.scored, len(plan.artifact), *purpose)
+            images = self.ruler.see(plan.scored, chosen)
+            if len(images) > 1:
+                other = self.second.see(plan.scored, chosen) if self.second else None
+                self._add(f"random real {subset}", images, other, self.yardstick, None)
+
+    def floor(self, source: Source, unseen: list[int]) -> bool:
+        """The row of unseen real images, against the reference without them and their copies; whether there are any."""
+        count = len(self.plan.judged)
+        chosen = unseen[: count if self.plan.held_out else min(count, len(unseen) // FLOOR)]
+        if len(chosen) < 2:
+            return False
+        images = self.ruler.see(source, chosen)
+        # A copy of a training image under another name was seen.
+        fresh = ~np.isin(images.digests, self.contents)
+        images = images.take(fresh)
+        kept = _without(self.ruler.reference, images.digests)
+        if len(images) < 2 or kept is None:
+            return False
+        yardstick = self.yardstick
+        if kept is not self.ruler.reference:
+            yardstick = Yardstick.of(kept.stats, kept.images, self.contents)
+        other = self.second.see(source, chosen).take(fresh) if self.second else None
+        apart = _without(self.second.reference, images.digests) if self.second else None
+        self._add("real", images, other, yardstick, apart)
+        return True
+
+    def _add(
+        self, name: str, images: Images, other: Images | None, yardstick: Yardstick, apart: Reference | None
+    ) -> Compared:
+        compared = yardstick.compare(images)
+        row = {**yardstick.row(name, compared), "spatial_distance": None, "inception_score": None}
+        row["second_distance"] = None
+        if other is not None and self.second is not None:
+            reference = apart or self.second.reference
+            distance = metrics.frechet_distance(metrics.statistics(other.features), reference.stats)
+            row["second_distance"] = round(distance.value, 4)
+        self.rows.append(row)
+        return compared
+
+
+def _without(reference: Reference, digests: Array) -> Reference | None:
+    """The reference without some images; itself where it has none of them, None where too few are left."""
+    if reference.images is None:
+        return reference
+    own = np.isin(reference.images.digests, digests[digests != ""])
+    if np.sum(~own) < FEWEST:
+        return None
+    if not own.any():
+        return reference
+    images = reference.images.take(~own)
+    return Reference(metrics.statistics(images.features), None, images)
+
+
+def _measure(plan: Plan, progress: Progress) -> dict[str, Any]:
+    config, folder = plan.config, plan.config.folder
+    ruler, second = _rulers(plan, progress)
+    spaces = (ruler.space, second.space if second else None)
+    train = Seen.of(_chunks(plan.train), *spaces) if plan.train is not None else None
+    contents = train.images.digests[train.images.digests != ""] if train else np.empty(0, "U32")
+    yardstick = Yardstick.of(ruler.reference.stats, ruler.reference.images, contents if train else None)
+    table = _Table(plan, ruler, second, yardstick, contents)
+    start, shown = time.perf_counter(), list[Array]()
+    judged = replace(plan.judged, progress=progress) if isinstance(plan.judged, Drawn) else plan.judged
+    generated = Seen.of(_chunks(judged, shown, config.export_npz), *spaces)
+    sampling = round(time.perf_counter() - start, 1)
+    if generated is None or len(generated) < 2:
+        raise D2CError("too few images to measure", where=config.judged, expected="two at least, and readable")
+    save_png(grid(np.concatenate(shown), 10, side=64), folder / GRID)
+    compared = table.seen("generated", generated)
+    if train is not None and len(train) > 1:
+        table.seen("replay", train)
+    table.random_real()
+    source, unseen = _unseen(plan)
+    floor = source is not None and table.floor(source, unseen)
+    files, copying = [REPORT, GRID], None
+    if source is not None and train is not None:
+        numbers = class_numbers(source.classes, plan.classes)
+        pictures = FromSource(source, unseen[:HELD_OUT], plan.side, numbers, frozenset(contents.tolist()))
+        held_out = Seen.of(_chunks(pictures), ruler.space)
+        if held_out and len(held_out) >= FEWEST:
+            copying, closest, copied = copy_check(generated, train, held_out)
+            table.rows[0]["copy_rate"] = copying[copying["worse"]]["rate"]
+            _save_pairs(plan, generated.rows[closest].tolist(), train.rows[copied].tolist(), folder / CLOSEST)
+            files.append(CLOSEST)
+    spent = {
+        **ledger.costs(plan.workspace, plan.artifact, config.judged if plan.generator else None, sampling),
+        "device": plan.device.type,
+    }
+    rulers = ledger.rulers(plan.artifact, ruler.space.name, second.space.name if second else None)
+    known = copying[copying["worse"]] if copying else None
+    report = {
+        "space": _space(ruler.space),
+        "second": _space(second.space) if second else None,
+        "reference": fid_report.reference_facts(plan, ruler.reference),
+        "protocol": fid_report.protocol(plan, len(generated), ruler.reference),
+        "rows": table.rows,
+        "intervals": {**yardstick.intervals(compared, config.seed), "method": intervals.METHOD},
+        "classes": yardstick.classes(compared, {row.id: row.name for row in plan.classes}),
+        "copying": copying,
+        "copy_rate": known["rate"] if known else None,
+        "copy_rate_interval": known["interval"] if known else None,
+        "copy_rate_held_out": known["held_out_rate"] if known else None,
+        "copying_flagged": copying["flagged"] if copying else None,
+        "rulers": rulers,
+        "costs": spent,
+        "payback": fid_report.payback(plan, spent),
+        "files": files,
+    }
+    return {**report, "notes": fid_report.notes(plan, report, ruler.reference, floor=floor)}
+
+
+def _chunks(
+    pictures: Pictures, shown: list[Array] | None = None, export: Path | None = None
+) -> Iterator[tuple[Array, Array, Array, Array]]:
+    """Labels, pixels, digests and rows of a set; the first images are also ``shown``, all of them also exported."""
+    chunks = list[Any]()
+
+    def pixels() -> Iterator[Array]:
+        for chunk in pictures.chunks():
+            chunks.append(chunk)
+            yield chunk.pixels
+
+    stream = exported(export, pixels(), len(pictures), pictures.side) if export else pixels()
+    kept = 0
+    for images in stream:
+        if shown is not None and kept < SHOWN:
+            shown.append(images[: SHOWN - kept].copy())
+            kept += len(shown[-1])
+        chunk = chunks.pop()
+        yield chunk.labels, images, chunk.digests, chunk.rows
+
+
+def _save_pairs(plan: Plan, rows: list[int], copied: list[int], path: Path) -> None:
+    assert plan.train is not None
+    pairs = np.stack([plan.judged.pick(rows), plan.train.pick(copied)], axis=1)
+    save_png(grid(pairs.reshape(-1, *pairs.shape[2:]), 16, side=64), path)
 
 
 def _rows(plan: Plan, purpose: str, limit: int) -> list[int]:
     """At most ``limit`` of the images to measure against, drawn at random; without a reference, of those scored."""
-    if plan.config.reference:
-        return drawn(len(plan.source), limit, purpose)
-    return scored_rows(Workspace(plan.config.workspace), plan.source, limit, purpose)
+    assert plan.source is not None
+    if plan.source is plan.scored and plan.workspace:
+        return scored_rows(plan.workspace, plan.source, limit, purpose)
+    return drawn(len(plan.source), limit, purpose)
 
 
-def _random_real(plan: Plan, real: RealImages, reference: Reference, yardstick: Yardstick) -> list[dict[str, Any]]:
-    """Rows of random images of the scored source, as many as the condensed set has."""
-    workspace, config = Workspace(plan.config.workspace), plan.config
-    scored = replace(real, source=plan.scored, numbers=class_numbers(plan.scored, plan.generator.classes))
-    found = []
-    for subset in range(1, config.subsets + 1):
-        chosen = scored_rows(workspace, scored.source, len(plan.artifact), "random real", config.seed, subset)
-        images = scored.see(chosen, reference)
-        if len(images) > 1:
-            found.append(yardstick.row(f"random real {subset}", images))
-    return found
+def _unseen(plan: Plan) -> tuple[Source | None, list[int]]:
+    """Real images, in random order, that nothing was trained on as far as their names say; of the reference unless
+    others were kept back.
+    """
+    source = plan.held_out or plan.source
+    if source is None:
+        return None, []
+    rows = list(range(len(source))) if plan.held_out else _rows(plan, "unseen", len(source))
+    if source is plan.scored and plan.artifact:
+        keys = {plan.artifact.info(row)["source_key"] for row in range(len(plan.artifact))}
+        rows = [row for row in rows if source.keys[row] not in keys]
+    return source, [rows[i] for i in runtime.rng("unseen", plan.config.seed).permutation(len(rows))]
 
 
-def _unseen_rows(plan: Plan, keys: set[str]) -> list[int]:
-    """Images to measure against, in random order, that the run was not trained on as far as their ``keys`` say."""
-    rows = _rows(plan, "unseen", len(plan.source))
-    if not plan.config.reference:
-        rows = [row for row in rows if plan.source.keys[row] not in keys]
-    return [rows[i] for i in runtime.rng("unseen", plan.config.seed).permutation(len(rows))]
-
-
-def _floor(
-    plan: Plan, real: RealImages, unseen: list[int], contents: Array, reference: Reference, yardstick: Yardstick
-) -> dict[str, Any] | None:
-    """The row of unseen real images, against the reference without them and without their copies."""
-    images = real.see(unseen[: min(plan.config.samples, len(unseen) // FLOOR)], reference)
-    # A copy of a training image under another name was seen.
-    images = images.take(~np.isin(images.digests, contents))
-    own = np.isin(reference.images.digests, images.digests)
-    if len(images) < 2 or np.sum(~own) < FEWEST:
-        return None
-    return (Yardstick.of(reference.images.take(~own)) if own.any() else yardstick).row("real", images)
-
-
-def _artifact_pixels(plan: Plan, rows: Sequence[int]) -> Array:
-    """Training images as the model knows them: stored latents, decoded."""
-    raw = torch.from_numpy(plan.artifact.stack(LATENT, np.asarray(rows))).to(plan.generator.device)
-    return plan.generator.codec.decode(to_model(raw, LatentSpec.from_dict(plan.artifact.manifest["latent"])))
-
-
-def _artifact_chunks(plan: Plan) -> Iterator[tuple[Array, Array]]:
-    labels, step = np.asarray(plan.artifact.labels, dtype=np.int64), plan.config.batch_size
-    for start in range(0, len(labels), step):
-        rows = range(start, min(start + step, len(labels)))
-        yield labels[start : rows.stop], _artifact_pixels(plan, rows)
-
-
-def _protocol(plan: Plan, reference: int) -> dict[str, Any]:
-    config, training = plan.config, plan.generator.identity
-    return {
-        "samples": config.samples,
-        "reference_images": reference,
-        "sampler": asdict(config.sampler),
-        "labels": "balanced",
-        "seed": config.seed,
-        "rounding": "nearest",
-        "model": training["model"],
-        "recipe": training["recipe"]["name"],
-        "steps": training["recipe"]["steps"],
-        "batch_size": training["recipe"]["batch_size"],
-        "passes_per_image": round(
-            training["recipe"]["steps"] * training["recipe"]["batch_size"] / len(plan.artifact), 1
-        ),
-        "ema_decay": training["recipe"]["ema_decay"],
-        "training_seed": training["seed"],
-        "content_id": plan.artifact.content_id,
-        "images": len(plan.artifact),
-    }
-
-
-def _costs(plan: Plan, sampling: float) -> dict[str, Any]:
-    """Seconds of one worker, by stage, as measured; None where there was none, or nothing says how long it took."""
-    workspace = Workspace(plan.config.workspace)
-    scores = workspace.scores.require("d2c score DIR")
-    scorer = Path(workspace.recall(scores.summary["scorer"]["spec"]))
-    return {
-        "unit": "seconds of one worker",
-        "device": plan.generator.device.type,
-        "train_scorer": Run(scorer).seconds() if (scorer / COST).is_file() else None,
-        "score": scores.cost["seconds"],
-        "attach": _attachment_seconds(workspace, plan.artifact),
-        "train": Run(plan.config.run).seconds(),
-        "sample": sampling,
-    }
-
-
-def _attachment_seconds(workspace: Workspace, artifact: Artifact) -> float | None:
-    """Seconds that this artifact's text and vision took, found by what their records say; None without records."""
-    text, vision = artifact.manifest["encoders"]["text"], artifact.manifest["encoders"]["vision"]
-    seconds = []
-    for path in sorted((workspace.path / "attachments").glob("*/*/stage.json")):
-        record, of = read_json(path), path.parent.parent.name
-        if of == "text":
-            mine = text is not None and record["summary"] == text
-        else:
-            chosen = workspace.selection(of).record()
-            selected = chosen is not None and chosen.config.items() <= artifact.manifest["selection"].items()
-            mine = selected and vision is not None and vision_facts(record["config"], record["summary"]) == vision
-        if mine:
-            seconds.append(float(record["cost"]["seconds"]))
-    return round(sum(seconds), 1) if seconds else None
+def _space(space: FeatureSpace) -> dict[str, str]:
+    return {"name": space.name, "digest": space.digest, "distance": distance_name(space)}

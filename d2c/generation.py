@@ -7,7 +7,6 @@ The parts are merged without ever being in memory together, and removed.
 from __future__ import annotations
 
 import shutil
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from d2c import runtime
 from d2c.config import execution, identity
 from d2c.errors import D2CError, UsageError
 from d2c.generator import Generator, balanced_labels, grid, random_labels, sample_seeds, save_png
+from d2c.npz import exported
 from d2c.parts import Part, ToDo, require_all, split, work
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
@@ -199,7 +199,8 @@ def _merge(plan: Plan) -> None:
     if config.npz:
         size = plan.generator.codec.spec.pixels
         labels = config.labels_of(len(plan.generator.classes))
-        _write_npz(config.out / ARRAYS, _chunks(parts), (config.count, size, size, 3), labels)
+        for _ in exported(config.out / ARRAYS, _chunks(parts), config.count, size, labels):
+            pass  # written as they come by
         files.append(ARRAYS)
     shown = np.concatenate(list(_chunks(parts[: -(-SHOWN // config.batch_size)])))[:SHOWN]
     columns = min(10, max(1, int(np.ceil(np.sqrt(len(shown))))))
@@ -226,12 +227,3 @@ def _write_array(stream: Any, chunks: Iterable[Pixels], shape: tuple[int, ...]) 
     np.lib.format.write_array_header_1_0(stream, header)
     for chunk in chunks:
         stream.write(np.ascontiguousarray(chunk).tobytes())
-
-
-def _write_npz(path: Path, chunks: Iterable[Pixels], shape: tuple[int, ...], labels: Labels) -> None:
-    """What ``np.savez(path, arr_0=pixels, labels=labels)`` writes, without the pixels ever being in memory at once."""
-    with atomic(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-        with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-            _write_array(member, chunks, shape)
-        with archive.open("labels.npy", "w") as member:
-            np.lib.format.write_array(member, labels, allow_pickle=False)

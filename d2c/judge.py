@@ -1,10 +1,9 @@
 """What measures: a feature space (Inception where its weights are given, else a classifier of the user's own data),
-and real images seen in it.
+and the images that others are measured against, seen in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,38 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2c import batches, runtime
+from d2c import batches, metrics, runtime
+from d2c.classifier import Classifier, train_classifier
 from d2c.errors import D2CError
-from d2c.features import Classifier, FeatureSpace, open_inception, train_classifier
+from d2c.features import FeatureSpace, Inception, VisionSpace, activations, open_inception
+from d2c.metrics import Moments, Stats
+from d2c.npz import Npz
+from d2c.pictures import FromSource, Pictures
 from d2c.progress import Progress
 from d2c.seen import Images
 from d2c.sources import Source
 from d2c.tokens import save_array
+from d2c.vision import open_vision
 from d2c.workspace import SCORES, Workspace
 from formats.files import read_table
 from formats.hashing import xxh3_json
-from formats.schema import ClassRow
 
 IMAGES = 20_000
 """Images that a classifier is trained on, at most."""
+VISION_GRID = 16
+"""Side of the token grid of a second space: 224 px for DINOv2, as the paper attaches it."""
 Array = np.ndarray[Any, Any]
 _KEPT = ("features", "labels", "digests", "rows")
+_SPATIAL = ("spatial_mu", "spatial_sigma")
 
 
 def open_space(
-    workspace: Workspace, source: Source, size: int, inception: Path | None, device: torch.device, progress: Progress
+    workspace: Workspace | None,
+    source: Source | None,
+    size: int,
+    inception: Path | None,
+    device: torch.device,
+    progress: Progress,
 ) -> FeatureSpace:
     """Inception with the weights ``inception``, else the workspace's classifier, trained if it is missing.
 
@@ -42,6 +53,8 @@ def open_space(
     """
     if inception is not None:
         return open_inception(inception, device)
+    if workspace is None or source is None:
+        raise D2CError("a classifier to measure with needs scored images", hint="run d2c score DIR first")
     stage = workspace.judge
     scores = workspace.scores.require("d2c score DIR")
     config, inputs = {"size": size, "images": IMAGES, "seed": 0}, {"scores": scores.digest}
@@ -55,6 +68,24 @@ def open_space(
         facts = {"accuracy": judge.info.accuracy, "images": judge.info.images, "digest": judge.digest}
         stage.finish(["classifier.safetensors", "classifier.json"], facts, device=device.type)
     return Classifier.load(stage.path, device)
+
+
+def open_second(
+    name: str,
+    workspace: Workspace | None,
+    source: Source | None,
+    size: int,
+    device: torch.device,
+    progress: Progress,
+) -> FeatureSpace:
+    """The space of a vision encoder, by its name as of `d2c.vision.open_vision`, or the workspace's ``classifier``.
+
+    Raises:
+        D2CError: there is no such encoder, its weights are missing, or there are no scored images for a classifier.
+    """
+    if name == "classifier":
+        return open_space(workspace, source, size, None, device, progress)
+    return VisionSpace(open_vision(name, VISION_GRID, device))
 
 
 def drawn(count: int, limit: int, *purpose: object) -> list[int]:
@@ -82,92 +113,140 @@ def read_images(
     return np.concatenate(labels), np.concatenate(pixels)
 
 
-def class_numbers(source: Source, classes: Sequence[ClassRow]) -> Array:
-    """The run's number of each class of the source, by what the data calls it: int64 [C], -1 where it has none."""
-    known = {row.source_id: row.id for row in classes}
-    return np.array([known.get(found.source_id, -1) for found in source.classes], dtype=np.int64)
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What others are measured against: statistics, and the images that they come from where these are at hand.
+
+    ``rows`` int64 [N]: the images' numbers in ``source``, where they come from one. ``spatial``: for sFID.
+    """
+
+    stats: Stats
+    spatial: Stats | None
+    images: Images | None
+    source: Source | None = None
+    rows: Array | None = None
+
+
+def observed(pictures: Pictures, space: FeatureSpace, progress: Progress) -> tuple[Images, Array, Stats | None]:
+    """All images of a set in a space, their numbers in it, and the statistics of sFID where the space has them."""
+    features = [np.empty((0, space.dim), np.float32)]
+    labels, digests, rows = [np.empty(0, np.int64)], [np.empty(0, "U32")], [np.empty(0, np.int64)]
+    spatial = Moments()
+    with progress.bar("real images", len(pictures), "image") as bar:
+        for chunk in pictures.chunks():
+            if not len(chunk.labels):
+                continue
+            found = activations(space, chunk.pixels)
+            features.append(found.features.astype(np.float32))
+            labels.append(chunk.labels.astype(np.int64))
+            digests.append(chunk.digests)
+            rows.append(chunk.rows)
+            if found.spatial is not None:
+                spatial.add(found.spatial)
+            bar.advance(len(chunk.labels))
+    images = Images(np.concatenate(features), np.concatenate(labels), np.concatenate(digests))
+    return images, np.concatenate(rows), spatial.stats() if spatial.seen > 1 else None
+
+
+def studied(pictures: Pictures, space: FeatureSpace, progress: Progress) -> Reference:
+    """A set of images to measure against, read anew."""
+    images, _, spatial = observed(pictures, space, progress)
+    return Reference(metrics.statistics(images.features), spatial, images)
+
+
+def given(npz: Npz, pictures: Pictures | None, space: FeatureSpace, progress: Progress) -> Reference | None:
+    """What an .npz says in ``space``: its statistics if they are of this space, else those of its images.
+
+    As in ADM's reference batches, statistics may be of many more images than the file holds. None: it says nothing in
+    this space.
+
+    Raises:
+        D2CError: the statistics are of another space, and there are no images.
+    """
+    read = studied(pictures, space, progress) if pictures is not None else None
+    stats = npz.stats.get("features")
+    if stats is None:
+        return read
+    # ADM's files do not say what they were computed with: the width must do.
+    fits = npz.space == space.digest if npz.space else isinstance(space, Inception)
+    if fits and len(stats.mu) == space.dim:
+        return Reference(stats, npz.stats.get("spatial"), read.images if read else None)
+    return read
 
 
 @dataclass(frozen=True, eq=False)
 class RealImages:
-    """A source seen in a feature space: ``size`` px, classes renumbered by ``numbers`` (`class_numbers`)."""
+    """A source seen in a feature space: ``size`` px, classes renumbered by ``numbers`` (`d2c.pictures.class_numbers`).
+
+    Features are kept in the ``workspace``, where there is one, for the next run that is measured against them.
+    """
 
     source: Source
     size: int
     space: FeatureSpace
     numbers: Array
     progress: Progress
+    workspace: Workspace | None = None
 
-    def reference(self, workspace: Workspace, rows: list[int], device: torch.device) -> Reference:
-        """The images at ``rows``, kept in the workspace for the next run that is measured against them.
+    def reference(self, rows: list[int], device: torch.device) -> Reference:
+        """The images at ``rows``.
 
         Raises:
             D2CError: none of them can be read.
         """
-        stage = workspace.reference(f"{self.space.name}-{self.source.digest[:8]}")
-        asked = {"size": self.size, "images": len(rows), "rows": xxh3_json(rows)}
-        inputs = {"space": self.space.digest, "source": self.source.digest}
-        if stage.stale(asked, inputs):
-            stage.begin(asked, inputs)
-            with stage.spending():
-                columns = self._read(rows)
-            if not len(columns[0]):
-                raise D2CError(
-                    "no image to measure against could be read",
-                    where=self.source.location,
-                    found=f"{len(rows)} files, none readable",
-                    hint="open a few of them in an image viewer, or name other images with --reference DIR",
-                )
-            for name, column in zip(_KEPT, columns, strict=True):
-                save_array(stage.path / f"{name}.npy", column)
-            stage.finish([f"{name}.npy" for name in _KEPT], {}, device=device.type)
-        features, labels, digests, found = (np.load(stage.path / f"{n}.npy", allow_pickle=False) for n in _KEPT)
-        return Reference(Images(features, self.numbers[labels], digests), self.source, found)
+        if self.workspace is None:
+            images, found, spatial = self._read(rows)
+        else:
+            images, found, spatial = self._kept(self.workspace, rows, device)
+        images = Images(images.features, self.numbers[images.labels], images.digests)
+        return Reference(metrics.statistics(images.features), spatial, images, self.source, found)
 
     def see(self, rows: list[int], known: Reference) -> Images:
         """The readable images among ``rows``; what ``known`` has of them is not computed again."""
-        place = {row: at for at, row in enumerate(known.rows.tolist())} if known.source is self.source else {}
-        old = known.images.take([place[row] for row in rows if row in place])
+        numbers = known.rows.tolist() if known.rows is not None and known.source is self.source else []
+        place = {row: at for at, row in enumerate(numbers)}
         new = [row for row in rows if row not in place]
-        if not new:
-            return old
-        features, labels, digests, _ = self._read(new)
-        return Images(
-            np.concatenate([old.features, features]),
-            np.concatenate([old.labels, self.numbers[labels]]),
-            np.concatenate([old.digests, digests]),
-        )
+        parts = [known.images.take([place[row] for row in rows if row in place])] if known.images and numbers else []
+        if new or not parts:
+            images, _, _ = observed(self._pictures(new), self.space, self.progress)
+            parts.append(Images(images.features, self.numbers[images.labels], images.digests))
+        features, labels, digests = zip(*((one.features, one.labels, one.digests) for one in parts), strict=True)
+        return Images(np.concatenate(features), np.concatenate(labels), np.concatenate(digests))
 
-    def chunks(self, rows: list[int], without: set[str]) -> Iterator[tuple[Array, Array]]:
-        """Labels and pixels u1 [n, S, S, 3] of the images at ``rows`` whose content is not among ``without``."""
-        for batch in batches.load(self.source, rows, self.size, batch=64):
-            new = np.array([digest not in without for digest in batch.digests], dtype=bool)
-            yield self.numbers[self.source.labels[batch.indices[new]]], batch.pixels[new]
+    def _pictures(self, rows: list[int]) -> FromSource:
+        return FromSource(self.source, rows, self.size, np.arange(len(self.source.classes), dtype=np.int64))
 
-    def _read(self, rows: list[int]) -> tuple[Array, Array, Array, Array]:
-        """Features f4 [N, d], the source's own labels [N], digests [N] and row numbers [N] of what can be read."""
-        features, digests = [np.empty((0, self.space.dim), np.float32)], []
-        found = [np.empty(0, np.int64)]
-        with self.progress.bar("real images", len(rows), "image") as bar:
-            for batch in batches.load(self.source, rows, self.size, batch=256):
-                if len(batch):
-                    features.append(self.space(batch.pixels).astype(np.float32))
-                    digests += batch.digests
-                    found.append(batch.indices)
-                bar.advance(len(batch) + len(batch.bad))
-        indices = np.concatenate(found)
-        return (
-            np.concatenate(features),
-            self.source.labels[indices].astype(np.int64),
-            np.array(digests, dtype="U32"),
-            indices,
-        )
+    def _read(self, rows: list[int]) -> tuple[Images, Array, Stats | None]:
+        found = observed(self._pictures(rows), self.space, self.progress)
+        if not len(found[0]):
+            raise D2CError(
+                "no image to measure against could be read",
+                where=self.source.location,
+                found=f"{len(rows)} files, none readable",
+                hint="open a few of them in an image viewer, or name other images with --reference DIR",
+            )
+        return found
 
-
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """Real images to measure against: ``rows`` int64 [N] of ``source``."""
-
-    images: Images
-    source: Source
-    rows: Array
+    def _kept(self, workspace: Workspace, rows: list[int], device: torch.device) -> tuple[Images, Array, Stats | None]:
+        name = "".join(c if c.isalnum() or c in "-._" else "-" for c in self.space.name)
+        stage = workspace.reference(f"{name}-{self.source.digest[:8]}")
+        asked = {"size": self.size, "images": len(rows), "rows": xxh3_json(rows)}
+        spatial = isinstance(self.space, Inception)
+        kept = (*_KEPT, *_SPATIAL) if spatial else _KEPT
+        inputs = {"space": self.space.digest, "source": self.source.digest}
+        if stage.stale(asked, inputs) or not all((stage.path / f"{name}.npy").exists() for name in kept):
+            stage.begin(asked, inputs)
+            with stage.spending():
+                images, found, stats = self._read(rows)
+            columns: list[Array] = [images.features, images.labels, images.digests, found]
+            columns += [stats.mu, stats.sigma] if stats else []
+            names = kept[: len(columns)]
+            for name, column in zip(names, columns, strict=True):
+                save_array(stage.path / f"{name}.npy", column)
+            stage.finish([f"{name}.npy" for name in names], {}, device=device.type)
+        features, labels, digests, found = (np.load(stage.path / f"{n}.npy", allow_pickle=False) for n in _KEPT)
+        stats = None
+        if spatial and (stage.path / f"{_SPATIAL[0]}.npy").exists():
+            mu, sigma = (np.load(stage.path / f"{name}.npy", allow_pickle=False) for name in _SPATIAL)
+            stats = Stats(mu, sigma, len(features))
+        return Images(features, labels, digests), found, stats

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from d2c import batches, runtime
 from d2c.errors import D2CError
-from d2c.judge import class_numbers
 from d2c.latents import LatentSpec, open_codec, to_model
+from d2c.pictures import class_numbers
 from d2c.sampling import Predictor
 from d2c.sources import open_source
 from d2c.transport import Objective
@@ -111,7 +111,7 @@ class Clock:
 
 def _unseen(artifact: Artifact, location: str, latent: LatentSpec, seed: int, device: torch.device) -> Set:
     source = open_source(location)
-    numbers = class_numbers(source, artifact.classes)[source.labels]
+    numbers = class_numbers(source.classes, artifact.classes)[source.labels]
     trained = {artifact.info(row).get("source_xxh3") for row in range(len(artifact))}
     order = [int(row) for row in runtime.rng("held out", seed).permutation(len(source)) if numbers[row] >= 0]
     codec = open_codec("rgb" if latent.codec == "rgb" else latent.encoder, latent.pixels, device)

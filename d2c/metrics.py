@@ -1,28 +1,28 @@
-"""Distances between two sets of features, in float64: Frechet, precision and recall, coverage, copying.
+"""Distances between the distributions of two sets of features, in float64: Frechet, kernel, Inception score.
 
-Every function takes features as [n, d] arrays of any real dtype. Distance matrices are built tile by tile, so memory
-stays within a few hundred MiB whatever n is.
+Every function takes features as [n, d] arrays of any real dtype. What looks at pairs of images is in `d2c.neighbours`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from scipy import linalg, stats
+from scipy import linalg, special
 
 from d2c.errors import D2CError
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-_TILE = 4096  # rows and columns of one block of distances: 128 MiB of float64
+_TILE = 4096  # rows that are summed at once: 64 MiB of float64 at 2,048 features
+SPLIT = 5_000
+"""Images in one split of the Inception score, as ADM's evaluator takes them."""
 
 
 @dataclass(frozen=True)
 class Stats:
-    """Mean mu [d] and unbiased covariance sigma [d, d] of n features, float64."""
+    """Mean mu [d] and unbiased covariance sigma [d, d] of n features, float64. ``n``: 0 where nobody noted it."""
 
     mu: Array
     sigma: Array
@@ -31,7 +31,7 @@ class Stats:
     @property
     def rank_deficient(self) -> bool:
         """Whether n is too small for a covariance of full rank (n <= d)."""
-        return self.n <= len(self.mu)
+        return 0 < self.n <= len(self.mu)
 
 
 @dataclass(frozen=True)
@@ -54,44 +54,12 @@ class ClassFrechet:
     covariance: Literal["full", "diagonal"]
 
 
-@dataclass(frozen=True)
-class PrecisionRecall:
-    """Shares in [0, 1]: generated images inside the real manifold, real images inside the generated one."""
+def checked(features: Array, what: str, at_least: int = 1) -> Array:
+    """``features`` as they are.
 
-    precision: float
-    recall: float
-
-
-@dataclass(frozen=True)
-class DensityCoverage:
-    """Density (>= 0, 1 for the real distribution) and coverage in [0, 1]."""
-
-    density: float
-    coverage: float
-
-
-@dataclass(frozen=True)
-class CopyRate:
-    """Share of generated images nearer to a training image than real held-out images are, and who copies whom.
-
-    ``distance``, ``index`` and ``flipped`` [n] belong to the generated images: the nearest training image and whether
-    it was the mirrored generated image that came so near. ``flagged``: see `copy_rate`.
+    Raises:
+        D2CError: they are no matrix of at least so many rows, or hold NaN or infinity.
     """
-
-    rate: float
-    held_out_rate: float
-    threshold: float
-    flagged: bool
-    distance: Array
-    index: Array
-    flipped: Array
-
-    def closest(self, count: int) -> Array:
-        """Indices of the ``count`` generated images nearest to the training set, nearest first."""
-        return np.argsort(self.distance, kind="stable")[:count]
-
-
-def _checked(features: Array, what: str, at_least: int = 1) -> Array:
     if features.ndim != 2 or len(features) < at_least:
         raise D2CError(
             f"too few {what} to measure" if features.ndim == 2 else f"{what} must be one row per image",
@@ -111,7 +79,8 @@ def _checked(features: Array, what: str, at_least: int = 1) -> Array:
     return features
 
 
-def _same_width(a: Array, b: Array) -> None:
+def same_width(a: Array, b: Array) -> None:
+    """Raises: D2CError: the two sets have not as many features an image."""
     if a.shape[1:] != b.shape[1:]:
         raise D2CError(
             "the two sets come from different feature spaces",
@@ -121,28 +90,85 @@ def _same_width(a: Array, b: Array) -> None:
         )
 
 
+@dataclass
+class Moments:
+    """Mean and covariance of features that come in chunks, of which none is kept.
+
+    Rows are summed in blocks of one size whatever the chunks are, so that statistics do not depend on a batch size.
+    """
+
+    n: int = 0
+    _mean: Array = field(default_factory=lambda: np.zeros(0))
+    _scatter: Array = field(default_factory=lambda: np.zeros((0, 0)))
+    _waiting: list[Array] = field(default_factory=list)
+
+    @property
+    def seen(self) -> int:
+        """Rows so far."""
+        return self.n + sum(map(len, self._waiting))
+
+    def add(self, features: Array) -> None:
+        """Take in [n, d]. Raises: D2CError: NaN or infinity among them."""
+        checked(features, "features", at_least=0)
+        while len(features):
+            room = _TILE - sum(map(len, self._waiting))
+            self._waiting.append(features[:room])
+            features = features[room:]
+            if sum(map(len, self._waiting)) == _TILE:
+                self._flush()
+
+    def stats(self) -> Stats:
+        """Of all rows so far.
+
+        Raises:
+            D2CError: there are fewer than two.
+        """
+        self._flush()
+        if self.n < 2:
+            raise D2CError(
+                "too few features to measure",
+                found=f"{self.n} images",
+                expected="n >= 2 for a covariance, and more images than features for one of full rank",
+                hint="measure on more images",
+            )
+        return Stats(self._mean, self._scatter / (self.n - 1), self.n)
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        rows = np.concatenate(self._waiting).astype(np.float64)
+        self._waiting = []
+        mean = rows.mean(axis=0)
+        rows -= mean
+        scatter = rows.T @ rows
+        if not self.n:
+            self.n, self._mean, self._scatter = len(rows), mean, scatter
+            return
+        # Chan, Golub & LeVeque 1979: two sets' scatters join by the distance of their means.
+        total, apart = self.n + len(rows), mean - self._mean
+        self._scatter += scatter
+        self._scatter += np.outer(apart, apart) * (self.n * len(rows) / total)
+        self._mean = self._mean + apart * (len(rows) / total)
+        self.n = total
+
+
 def statistics(features: Array) -> Stats:
     """Mean and unbiased covariance of features [n, d], summed in float64.
 
     Raises:
         D2CError: fewer than two rows, or NaN or infinity among them.
     """
-    features = _checked(features, "features", at_least=2)
-    n, d = features.shape
-    mu = features.mean(axis=0, dtype=np.float64)
-    sigma = np.zeros((d, d))
-    for start in range(0, n, _TILE):
-        centred = features[start : start + _TILE].astype(np.float64) - mu
-        sigma += centred.T @ centred
-    return Stats(mu, sigma / (n - 1), n)
+    moments = Moments()
+    moments.add(checked(features, "features", at_least=2))
+    return moments.stats()
 
 
-def _factor(sigma: Array) -> Array:
+def factor(sigma: Array) -> Array:
     """F [d, r] with F F^T = sigma; eigenvalues that are rounding noise are left out."""
-    values, vectors = linalg.eigh(sigma)
+    values, vectors = linalg.eigh(sigma, driver="evd")
     keep = values > max(float(values[-1]), 0.0) * len(values) * np.finfo(np.float64).eps
-    factor: Array = vectors[:, keep] * np.sqrt(values[keep])
-    return factor
+    found: Array = vectors[:, keep] * np.sqrt(values[keep])
+    return found
 
 
 def frechet_distance(a: Stats, b: Stats) -> Frechet:
@@ -154,10 +180,10 @@ def frechet_distance(a: Stats, b: Stats) -> Frechet:
     Raises:
         D2CError: the two sets have features of different widths.
     """
-    _same_width(a.mu[None], b.mu[None])
+    same_width(a.mu[None], b.mu[None])
     difference = a.mu - b.mu
     mean_part = float(difference @ difference)
-    cross = _factor(a.sigma).T @ _factor(b.sigma)
+    cross = factor(a.sigma).T @ factor(b.sigma)
     root = float(linalg.svdvals(cross).sum()) if cross.size else 0.0
     covariance_part = float(np.trace(a.sigma) + np.trace(b.sigma)) - 2 * root
     value = max(0.0, mean_part + covariance_part)  # rounding can leave -1e-12
@@ -174,8 +200,8 @@ def class_frechet(real: Array, real_labels: Array, fake: Array, fake_labels: Arr
     Raises:
         D2CError: no class has two images on both sides.
     """
-    real, fake = _checked(real, "real features"), _checked(fake, "generated features")
-    _same_width(real, fake)
+    real, fake = checked(real, "real features"), checked(fake, "generated features")
+    same_width(real, fake)
     classes = np.union1d(real_labels, fake_labels)
     sizes = {int(c): min(np.count_nonzero(real_labels == c), np.count_nonzero(fake_labels == c)) for c in classes}
     measured = [c for c, size in sizes.items() if size >= 2]
@@ -200,139 +226,71 @@ def class_frechet(real: Array, real_labels: Array, fake: Array, fake_labels: Arr
     return ClassFrechet(float(np.mean(list(per_class.values()))), per_class, skipped, "full" if full else "diagonal")
 
 
-def _tiles(queries: Array, references: Array) -> Iterator[tuple[slice, slice, Array]]:
-    """Squared Euclidean distances, block by block: (query rows, reference rows, float64 block)."""
-    for top in range(0, len(queries), _TILE):
-        rows = slice(top, min(top + _TILE, len(queries)))
-        q = queries[rows].astype(np.float64)
-        q_norm = np.einsum("nd,nd->n", q, q)
-        for left in range(0, len(references), _TILE):
-            columns = slice(left, min(left + _TILE, len(references)))
-            r = references[columns].astype(np.float64)
-            block = q @ r.T
-            block *= -2
-            block += q_norm[:, None]
-            block += np.einsum("nd,nd->n", r, r)[None, :]
-            yield rows, columns, np.maximum(block, 0, out=block)
+@dataclass
+class InceptionScore:
+    """Salimans et al. 2016 over consecutive splits of ``split`` images, never shuffled, of logits without their bias.
+
+    A split's score is exp of the mean over its images of KL(p(y|x) || p(y)), p(y) being the split's mean; the value is
+    the mean over the splits, the last of which may be smaller, as in ADM's evaluator.
+    """
+
+    split: int = SPLIT
+    _scores: list[float] = field(default_factory=list)
+    _n: int = 0
+    _marginal: Array = field(default_factory=lambda: np.zeros(0))
+    _negentropy: float = 0.0
+
+    def add(self, logits: Array) -> None:
+        """Take in the next images' logits [n, classes]."""
+        while len(logits):
+            part = checked(logits[: self.split - self._n], "logits").astype(np.float64)
+            logits = logits[len(part) :]
+            log_p = special.log_softmax(part, axis=1)
+            p = np.exp(log_p)
+            self._marginal = p.sum(axis=0) + (self._marginal if self._n else 0.0)
+            self._negentropy += float((p * log_p).sum())
+            self._n += len(part)
+            if self._n == self.split:
+                self._close()
+
+    def value(self) -> float | None:
+        """Of all images so far; None without any."""
+        if self._n:
+            self._close()
+        return float(np.mean(self._scores)) if self._scores else None
+
+    def _close(self) -> None:
+        marginal = self._marginal / self._n
+        entropy = -float(special.xlogy(marginal, marginal).sum())
+        self._scores.append(float(np.exp(self._negentropy / self._n + entropy)))
+        self._n, self._negentropy = 0, 0.0
 
 
-def squared_radii(features: Array, k: int = 3, what: str = "real features") -> Array:
-    """Squared distance [n] of each row to its k-th nearest other row, float64.
+def kernel_distance(a: Array, b: Array) -> float:
+    """Unbiased squared MMD of all of a [n, d] and b [m, d] under (x.y / d + 1)^3: KID (Binkowski et al. 2018).
+
+    Published values are means over subsets of 1,000; this has the same expectation and less noise. It may be negative.
 
     Raises:
-        D2CError: there are k rows or fewer.
+        D2CError: a side has fewer than two rows, or the widths differ.
     """
-    _checked(features, what, at_least=k + 1)
-    best = np.full((len(features), k + 1), np.inf)
-    for rows, _, block in _tiles(features, features):
-        part = block if block.shape[1] <= k + 1 else np.partition(block, k, axis=1)[:, : k + 1]
-        best[rows] = np.partition(np.concatenate([best[rows], part], axis=1), k, axis=1)[:, : k + 1]
-    return best[:, k]  # the smallest of the k + 1 is the row itself
+    checked(a, "real features", at_least=2)
+    checked(b, "generated features", at_least=2)
+    same_width(a, b)
+    n, m = len(a), len(b)
+    within = _kernel_sum(a, None) / (n * (n - 1)) + _kernel_sum(b, None) / (m * (m - 1))
+    return within - 2 * _kernel_sum(a, b) / (n * m)
 
 
-def _inside(queries: Array, references: Array, squared_radii: Array) -> tuple[Array, Array]:
-    """How many balls around references hold each query; which balls hold any query."""
-    balls, hit = np.zeros(len(queries), np.int64), np.zeros(len(references), bool)
-    for rows, columns, block in _tiles(queries, references):
-        inside = block <= squared_radii[columns]
-        balls[rows] += inside.sum(axis=1)
-        hit[columns] |= inside.any(axis=0)
-    return balls, hit
-
-
-def precision_recall(real: Array, fake: Array, k: int = 3, real_radii: Array | None = None) -> PrecisionRecall:
-    """Improved precision and recall (Kynkaanniemi et al. 2019): a point is inside if any k-NN ball holds it.
-
-    ``real_radii``: `squared_radii` of ``real`` for this k, where many sets are compared with one.
-
-    Raises:
-        D2CError: a side has k rows or fewer, or the widths differ.
-    """
-    _same_width(real, fake)
-    radii = squared_radii(real, k) if real_radii is None else real_radii
-    in_real, _ = _inside(fake, real, radii)
-    in_fake, _ = _inside(real, fake, squared_radii(fake, k, "generated features"))
-    return PrecisionRecall(float(np.mean(in_real > 0)), float(np.mean(in_fake > 0)))
-
-
-def density_coverage(real: Array, fake: Array, k: int = 5, real_radii: Array | None = None) -> DensityCoverage:
-    """Density and coverage (Naeem et al. 2020): real k-NN balls around a generated image, over k; balls that are hit.
-
-    ``real_radii``: `squared_radii` of ``real`` for this k, where many sets are compared with one.
-
-    Raises:
-        D2CError: there are k real rows or fewer, or the widths differ.
-    """
-    _same_width(real, fake)
-    radii = squared_radii(real, k) if real_radii is None else real_radii
-    balls, hit = _inside(_checked(fake, "generated features"), real, radii)
-    return DensityCoverage(float(balls.mean()) / k, float(hit.mean()))
-
-
-def nearest(queries: Array, references: Array) -> tuple[Array, Array]:
-    """Euclidean distance float64 [n] to, and index int64 [n] of, each query's nearest reference.
-
-    The winner's distance is computed from the difference, so that a duplicate has distance exactly 0.
-
-    Raises:
-        D2CError: a side is empty, holds NaN, or the widths differ.
-    """
-    _checked(queries, "queries")
-    _checked(references, "references")
-    _same_width(queries, references)
-    best, index = np.full(len(queries), np.inf), np.zeros(len(queries), np.int64)
-    for rows, columns, block in _tiles(queries, references):
-        at = block.argmin(axis=1)
-        value = block[np.arange(len(at)), at]
-        closer = value < best[rows]
-        best[rows] = np.where(closer, value, best[rows])
-        index[rows] = np.where(closer, at + columns.start, index[rows])
-    distance = np.empty(len(queries))
-    for top in range(0, len(queries), _TILE):
-        rows = slice(top, top + _TILE)
-        difference = queries[rows].astype(np.float64) - references[index[rows]].astype(np.float64)
-        distance[rows] = np.linalg.norm(difference, axis=1)
-    return distance, index
-
-
-def nearest_either(queries: Array, flipped_queries: Array, references: Array) -> tuple[Array, Array, Array]:
-    """`nearest` over both orientations of each query: distance, index, and whether the flipped one was nearer."""
-    straight, mirrored = nearest(queries, references), nearest(flipped_queries, references)
-    flipped = mirrored[0] < straight[0]
-    return np.where(flipped, mirrored[0], straight[0]), np.where(flipped, mirrored[1], straight[1]), flipped
-
-
-def copy_rate(
-    generated: Array,
-    train: Array,
-    held_out: Array,
-    quantile: float = 0.01,
-    *,
-    flipped_generated: Array | None = None,
-    flipped_held_out: Array | None = None,
-) -> CopyRate:
-    """Copying, calibrated on real images that the model has not seen.
-
-    The threshold is the ``quantile`` of the held-out images' distances to their nearest training image; the rate is
-    the share of generated images at or below it. Held-out images have a rate of about ``quantile`` by construction.
-    ``flagged``: the generated rate is at least three times the held-out rate and Fisher's exact test, one-sided, gives
-    p < 0.001. In pixel space flat or blurred images are near to everything: read that rate beside the one in features.
-
-    Raises:
-        D2CError: a set is empty or the widths differ.
-    """
-    if (flipped_generated is None) != (flipped_held_out is None):
-        raise ValueError("give both flipped sets or none: a threshold from one orientation does not fit two")
-    if flipped_generated is None or flipped_held_out is None:
-        distance, index = nearest(generated, train)
-        flipped = np.zeros(len(distance), bool)
-        reference, _ = nearest(held_out, train)
-    else:
-        distance, index, flipped = nearest_either(generated, flipped_generated, train)
-        reference, _, _ = nearest_either(held_out, flipped_held_out, train)
-    threshold = float(np.quantile(reference, quantile, method="lower"))
-    near, near_held_out = np.count_nonzero(distance <= threshold), np.count_nonzero(reference <= threshold)
-    table = [[near, len(distance) - near], [near_held_out, len(reference) - near_held_out]]
-    rate, held_out_rate = near / len(distance), near_held_out / len(reference)
-    flagged = bool(rate >= 3 * held_out_rate and stats.fisher_exact(table, alternative="greater")[1] < 0.001)
-    return CopyRate(rate, held_out_rate, threshold, flagged, distance, index, flipped)
+def _kernel_sum(a: Array, b: Array | None) -> float:
+    """Over all pairs of rows, or, without ``b``, over pairs of different rows of ``a``."""
+    other, total = a if b is None else b, 0.0
+    for top in range(0, len(a), _TILE):
+        x = a[top : top + _TILE].astype(np.float64)
+        for left in range(top if b is None else 0, len(other), _TILE):
+            y = other[left : left + _TILE].astype(np.float64)
+            kernel = (x @ y.T / a.shape[1] + 1) ** 3
+            total += float(kernel.sum()) * (2 if b is None and left > top else 1)
+            if b is None and left == top:
+                total -= float(np.trace(kernel))
+    return total

@@ -201,8 +201,9 @@ def _in_classifier(
     workspace, size = Workspace(plan.config.workspace), int(plan.scores.config["size"])
     device = runtime.resolve_device(plan.config.device)
     judge = open_space(workspace, source, size, None, device, progress)
-    real = RealImages(source, size, judge, np.arange(len(chosen.names)), progress)
-    reference = real.reference(workspace, scored_rows(workspace, source, REFERENCE, "reference"), device)
+    real = RealImages(source, size, judge, np.arange(len(chosen.names)), progress, workspace)
+    reference = real.reference(scored_rows(workspace, source, REFERENCE, "reference"), device)
+    assert reference.images is not None
     places = chosen.places(source, np.unique(np.concatenate(subsets)))
     images = real.see(places[places >= 0].tolist(), reference)
     # Joined by content: what cannot be read, or is no longer what was scored, is left out.

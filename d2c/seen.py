@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from d2c import metrics, runtime
-from d2c.features import FeatureSpace
+from d2c.copying import RULE, copy_rate
+from d2c.features import FeatureSpace, activations
+from d2c.metrics import InceptionScore, Moments, Stats
 
-MANIFOLD = 10_000
-"""Real images in precision and recall, at most (ADM's reference has as many)."""
-PAIRS = 32
+PAIRS = 64
 """Generated images shown beside the training image closest to them."""
 Array = np.ndarray[Any, Any]
 
@@ -42,73 +41,65 @@ class Images:
         return Images(self.features[rows], self.labels[rows], self.digests[rows])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Seen:
-    """Images as the copy check sees them, one row each; pixels are kept only as vectors of at most 32 x 32 px."""
+    """All that one pass over N images leaves of them.
 
-    features: Array
+    ``second``: features in a second space, if one was given. ``mirrored`` and ``flat`` are for the copy check, pixels
+    being kept only as vectors of at most 32 x 32 px. ``spatial`` and ``inception_score`` come from Inception alone.
+    ``rows`` [N]: the images' numbers in the set that they come from.
+    """
+
+    images: Images
+    rows: Array
     mirrored: Array
     flat: Array
-    labels: Array
+    second: Images | None
+    spatial: Stats | None
+    inception_score: float | None
+
+    def __len__(self) -> int:
+        return len(self.images)
 
     @staticmethod
-    def of(chunks: Iterable[tuple[Array, Array]], space: FeatureSpace) -> Seen | None:
-        """From chunks of labels [n] and pixels u1 [n, S, S, 3], which are let go one by one; None without images."""
-        rows = [
-            (space(pixels).astype(np.float32), space(mirrored(pixels)).astype(np.float32), flat_pixels(pixels), labels)
-            for labels, pixels in chunks
-            if len(labels)
-        ]
-        return Seen(*(np.concatenate(column) for column in zip(*rows, strict=True))) if rows else None
+    def of(
+        chunks: Iterable[tuple[Array, Array, Array, Array]], space: FeatureSpace, second: FeatureSpace | None = None
+    ) -> Seen | None:
+        """From chunks of labels [n], pixels u1 [n, S, S, 3], digests [n] and rows [n], which are let go one by one.
 
-
-@dataclass(frozen=True, eq=False)
-class Yardstick:
-    """Real images to compare others with; what every comparison needs of them is computed once."""
-
-    real: Images
-    stats: metrics.Stats
-    manifold: Array
-    """The features that precision and recall are taken in: [at most MANIFOLD, d]."""
-    radii: Array | None
-    """Of the manifold, squared; None where it is too small for precision and recall."""
-
-    @staticmethod
-    def of(real: Images) -> Yardstick:
-        """Raises: D2CError: there are fewer than two images."""
-        manifold = real.features[runtime.rng("manifold").permutation(len(real))[:MANIFOLD]]
-        radii = metrics.squared_radii(manifold) if len(manifold) > 3 else None
-        return Yardstick(real, metrics.statistics(real.features), manifold, radii)
-
-    def row(self, name: str, images: Images) -> dict[str, Any]:
-        """One line of the report. ``in_reference``: of these ``reference_n`` real images, how many are ``images``."""
-        distance = metrics.frechet_distance(metrics.statistics(images.features), self.stats)
-        by_class = self._class_distance(images)
-        measurable = self.radii is not None and len(images) > 3
-        near = metrics.precision_recall(self.manifold, images.features, real_radii=self.radii) if measurable else None
-        return {
-            "name": name,
-            "n": len(images),
-            "reference_n": len(self.real),
-            "in_reference": int(np.isin(self.real.digests, images.digests).sum()),
-            "distance": round(distance.value, 4),
-            "rank_deficient": distance.rank_deficient,
-            "class_distance": round(by_class.value, 4) if by_class else None,
-            "class_covariance": by_class.covariance if by_class else None,
-            "precision": round(near.precision, 4) if near else None,
-            "recall": round(near.recall, 4) if near else None,
-            "copy_rate": None,
-        }
-
-    def _class_distance(self, images: Images) -> metrics.ClassFrechet | None:
-        """Over the classes that the run knows; None where none of them has two images on both sides."""
-        known, given = self.real.labels >= 0, images.labels >= 0
-        sizes = [np.bincount(labels, minlength=1) for labels in (self.real.labels[known], images.labels[given])]
-        shared = min(map(len, sizes))
-        if not np.any(np.minimum(sizes[0][:shared], sizes[1][:shared]) >= 2):
+        None without images.
+        """
+        columns: list[tuple[Array, ...]] = []
+        spatial, score = Moments(), InceptionScore()
+        for labels, pixels, digests, rows in chunks:
+            if not len(labels):
+                continue
+            found = activations(space, pixels)
+            if found.spatial is not None and found.logits is not None:
+                spatial.add(found.spatial)
+                score.add(found.logits)
+            columns.append(
+                (
+                    found.features.astype(np.float32),
+                    labels,
+                    digests,
+                    rows,
+                    space(mirrored(pixels)).astype(np.float32),
+                    flat_pixels(pixels),
+                    second(pixels).astype(np.float32) if second else np.empty((len(labels), 0), np.float32),
+                )
+            )
+        if not columns:
             return None
-        return metrics.class_frechet(
-            self.real.features[known], self.real.labels[known], images.features[given], images.labels[given]
+        features, labels, digests, rows, flipped, flat, other = map(np.concatenate, zip(*columns, strict=True))
+        return Seen(
+            images=Images(features, labels, digests),
+            rows=rows,
+            mirrored=flipped,
+            flat=flat,
+            second=Images(other, labels, digests) if second else None,
+            spatial=spatial.stats() if len(labels) > 1 and spatial.seen else None,
+            inception_score=score.value(),
         )
 
 
@@ -135,15 +126,18 @@ def mirrored_flat(flat: Array) -> Array:
 
 
 def copy_check(generated: Seen, train: Seen, unseen: Seen) -> tuple[dict[str, Any], list[int], list[int]]:
-    """Copy rates in pixels and in features, both orientations; and the closest pairs in pixels (generated, trained)."""
-    features = metrics.copy_rate(
-        generated.features,
-        train.features,
-        unseen.features,
+    """Copy rates in pixels and in features, both orientations; and the closest pairs in pixels (generated, trained).
+
+    ``worse`` names the one of the two in which more images count as copies.
+    """
+    features = copy_rate(
+        generated.images.features,
+        train.images.features,
+        unseen.images.features,
         flipped_generated=generated.mirrored,
         flipped_held_out=unseen.mirrored,
     )
-    pixels = metrics.copy_rate(
+    pixels = copy_rate(
         generated.flat,
         train.flat,
         unseen.flat,
@@ -151,9 +145,24 @@ def copy_check(generated: Seen, train: Seen, unseen: Seen) -> tuple[dict[str, An
         flipped_held_out=mirrored_flat(unseen.flat),
     )
     found = {
-        name: {"rate": round(check.rate, 4), "held_out_rate": round(check.held_out_rate, 4), "flagged": check.flagged}
+        name: {
+            "rate": round(check.rate, 4),
+            "interval": [round(end, 4) for end in check.interval],
+            "held_out_rate": round(check.held_out_rate, 4),
+            "mirrored": round(float(check.flipped[check.closeness <= check.threshold].mean()), 4)
+            if check.rate
+            else None,
+            "threshold": round(check.threshold, 4),
+            "flagged": check.flagged,
+        }
         for name, check in (("pixels", pixels), ("features", features))
     }
     closest = pixels.closest(PAIRS)
-    facts = {**found, "calibrated_on": len(unseen.labels), "flagged": pixels.flagged or features.flagged}
+    facts = {
+        **found,
+        "worse": "pixels" if pixels.rate > features.rate else "features",
+        "calibrated_on": len(unseen),
+        "flagged": pixels.flagged or features.flagged,
+        "rule": RULE,
+    }
     return facts, closest.tolist(), pixels.index[closest].tolist()

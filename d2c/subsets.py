@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from d2c import metrics, runtime
+from d2c import metrics, neighbours, runtime
 from d2c.errors import D2CError
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -73,7 +73,7 @@ class FullSet:
         rows = np.sort(runtime.rng("subsets", "some").permutation(len(features))[:SOME])
         some = np.asarray(features[rows], dtype=np.float32)
         nearest = min(max(5, math.ceil(2 * len(some) / picks)), len(some) - 1)
-        radii = np.stack([metrics.squared_radii(some, k) for k in (3, nearest)])
+        radii = neighbours.manifold_radii(some, nearest)
         return FullSet(stats, means, deviations, some, radii, nearest)
 
     def measure(self, features: Array, labels: Array) -> Measured:
@@ -82,8 +82,8 @@ class FullSet:
         distance = metrics.frechet_distance(stats, self.stats)
         recall = coverage = None
         if len(features) > 3:
-            recall = metrics.precision_recall(self.some, features, real_radii=self.radii[0]).recall
-            coverage = metrics.density_coverage(self.some, features, self.nearest, self.radii[1]).coverage
+            found = neighbours.manifold(self.some, features, self.radii, self.nearest)
+            recall, coverage = found.recall, found.coverage
         by_class = ((means - self.means) ** 2 + (deviations - self.deviations) ** 2).sum(axis=1)
         known = np.sort(by_class[np.isfinite(by_class)])[::-1]
         worst = float(known[: math.ceil(WORST * len(known))].mean()) if len(known) else None

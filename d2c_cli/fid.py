@@ -1,36 +1,53 @@
-"""``d2c fid``."""
+"""``d2c fid`` and ``d2c fid-stats``."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import typer
 
-from d2c_cli import options, plans
+from d2c_cli import fid_options, options, plans
 from d2c_cli.output import Output
 from d2c_cli.paths import existing
 
 EXAMPLES = (
-    "d2c fid runs/sit-xl-2-d2c --samples 50k --inception inception.pth",
+    "d2c fid runs/sit-xl-2-d2c --samples 50k --reference imagenet256.npz",
     "d2c fid runs/sit-tiny-2-small --samples 2k --device cpu",
+    "d2c fid samples.npz --train shards/ --held-out val/ --reference in/",
 )
-_COLUMNS = ("name", "n", "distance", "class_distance", "precision", "recall", "copy_rate")
+STATS_EXAMPLES = (
+    "d2c fid-stats imagenet/ --size 256 --out in256.npz",
+    "d2c fid-stats shards/ --inception inception.pth --device cpu",
+)
+_COLUMNS = ("name", "n", "distance", "spatial_distance", "class_distance", "precision", "recall", "coverage")
+_SHOWN = (
+    "copy_rate copy_rate_interval copy_rate_held_out copying_flagged space second reference protocol intervals copying "
+    "rulers costs payback notes"
+).split()
+WORST = 5
 
 
 def fid(
     ctx: typer.Context,
-    run: options.Run,
+    judged: fid_options.Judged,
     workspace: options.Workspace = options.WORKSPACE,
-    samples: options.Samples = 2_000,
-    artifact: options.RunArtifact = None,
-    inception: options.Inception = None,
-    reference: options.Reference = None,
-    subsets: options.Subsets = 3,
+    samples: fid_options.Samples = 2_000,
+    artifact: fid_options.RunArtifact = None,
+    train: fid_options.TrainedOn = None,
+    held_out: fid_options.KeptBack = None,
+    inception: fid_options.Inception = None,
+    second: fid_options.SecondSpace = None,
+    reference: fid_options.Reference = None,
+    subsets: fid_options.Subsets = 3,
     sampler: options.Sampler = "euler",
     sampling_steps: options.SamplingSteps = 50,
     guidance: options.Guidance = 1.5,
     guidance_interval: options.GuidanceInterval = (0.0, 1.0),
     guidance_channels: options.GuidanceChannels = "all",
     precision: options.Precision = "fp32",
+    export_npz: fid_options.ExportNpz = None,
     codec: options.RunCodec = None,
+    out: fid_options.FidOut = None,
     batch_size: options.SampleBatch = 64,
     device: options.Device = "auto",
     seed: options.Seed = 0,
@@ -39,14 +56,15 @@ def fid(
     config: options.Config = None,
     json: options.Json = False,
 ) -> None:
-    """Measure a run against real images, and whether it copies.
+    """Measure a run, or images that were drawn elsewhere, against real images, and whether they are copies.
 
-    In: a run folder, the workspace with the scored source, and Inception weights if the result is to be called FID.
-    Out: RUN/fid/fid.json with the Frechet distance, its floor and baselines on real images, precision, recall and the
-    rate of copies, and a sample grid.
+    In: a run folder, a folder of images, or an .npz of samples (arr_0); a workspace with the scored source, or
+    --reference; Inception weights if the result is to be called FID. Out: fid.json (in RUN/fid, or beside the images in
+    NAME-fid) with the Frechet distance, sFID, its floor and baselines on real images, precision, recall, density,
+    coverage, a table of the classes and the rate of copies; a sample grid, and the 64 closest pairs.
     """
     output = Output.open(ctx)
-    existing(run, "run", "d2c train shards/ --model sit-xl/2")
+    existing(judged, "run and no images", "d2c train shards/ --model sit-xl/2")
     if inception is not None:
         existing(inception, "Inception weight file", "a download of it, or leave --inception out")
     if artifact is not None:
@@ -56,10 +74,13 @@ def fid(
     from d2c.sampling import SamplerConfig
 
     settings = stage.FidConfig(
-        run=run,
+        judged=judged,
         workspace=workspace,
         artifact=artifact,
+        train=train,
+        held_out=held_out,
         inception=inception,
+        second=second,
         reference=reference,
         samples=samples,
         sampler=SamplerConfig(
@@ -72,6 +93,8 @@ def fid(
         ),
         subsets=subsets,
         seed=seed,
+        export_npz=export_npz,
+        out=out,
         codec=codec,
         device=device,
         batch_size=batch_size,
@@ -79,15 +102,47 @@ def fid(
     )
     plan = stage.plan(settings)
     if dry_run:
-        facts = {"images": samples, "evaluations": plans.evaluations(settings.sampler, samples)}
+        facts: dict[str, int | None] = {"images": len(plan.judged)}
+        if plan.generator:
+            facts["evaluations"] = plans.evaluations(settings.sampler, samples)
         reasons = [] if plan.done else ["not measured yet, or asked for something else"]
-        space = "Inception" if inception else "a classifier of this data"
+        space = "Inception" if plan.inception else "a classifier of this data"
         output.show({"space": space, "steps": [plans.step("fid", reasons, facts)]}, dry_run=True)
         return
     if plan.done:
         output.progress.say("fid: up to date")
     result = stage.run(plan, output.progress)
     report = dict(result.report)
-    rows = [{name: row.get(name) for name in dict.fromkeys((*_COLUMNS, *row))} for row in report.pop("rows")]
-    wanted = ("space", "protocol", "copying", "costs", "notes")
-    output.show({"report": result.path, "rows": rows, **{name: report.get(name) for name in wanted}})
+    rows = [{name: row.get(name) for name in dict.fromkeys((*_COLUMNS, *row))} for row in report["rows"]]
+    classes = report["classes"] if output.as_json else report["classes"][:WORST]
+    told = {name: report[name] for name in _SHOWN}
+    output.show({"report": result.path, "rows": rows, "worst_classes": classes, **told})
+
+
+def fid_stats(
+    ctx: typer.Context,
+    source: options.Source,
+    out: fid_options.StatsOut = Path("stats.npz"),
+    size: fid_options.StatsSize = None,
+    inception: fid_options.Inception = None,
+    workspace: options.Workspace = options.WORKSPACE,
+    codec: options.RunCodec = None,
+    device: options.Device = "auto",
+    config: options.Config = None,
+    json: options.Json = False,
+) -> None:
+    """Write the statistics of real images, to measure against with `d2c fid --reference`.
+
+    In: images, an artifact or an .npz of images. Out: an .npz with ADM's names, mu and sigma (2,048 Inception
+    features) and mu_s and sigma_s (sFID). Without Inception weights: statistics in the workspace's classifier.
+    """
+    output = Output.open(ctx)
+    if inception is not None:
+        existing(inception, "Inception weight file", "a download of it, or leave --inception out")
+    from d2c import fid_stats as stage
+
+    settings = stage.StatsConfig(
+        source=source, out=out, size=size, inception=inception, workspace=workspace, codec=codec, device=device
+    )
+    result = stage.run(stage.plan(settings), output.progress)
+    output.show(result)

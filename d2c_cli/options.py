@@ -454,27 +454,6 @@ ClassLabels = Annotated[
 ]
 Npz = Annotated[bool, option("--npz", None, "Also write all images as one samples.npz, to measure elsewhere.")]
 SampleBatch = Annotated[int, count("--batch-size", "IMAGES", "Images drawn at once.")]
-Samples = Annotated[int, count("--samples", "IMAGES", "Images to generate and measure; publications use 50k.", least=2)]
-Inception = Annotated[
-    Path | None,
-    option(
-        "--inception",
-        "FILE",
-        "torch-fidelity's Inception weights (pt_inception-2015-12-05-6726825d.pth). Without them the distance is taken "
-        "in a classifier trained on the source, and is not called FID.",
-    ),
-]
-Reference = Annotated[
-    str | None,
-    option("--reference", "SOURCE", "Real images to measure against.  [default: the scored source]"),
-]
-Subsets = Annotated[
-    int, count("--subsets", "N", "Random real subsets that show how far chance moves the distance.", least=0)
-]
-RunArtifact = Annotated[
-    Path | None,
-    folder("--artifact", "The artifact that the run was trained on, where it moved.  [default: where it was]"),
-]
 
 # push, pull
 Destination = Annotated[

@@ -21,6 +21,8 @@ from formats.files import write_json
 # Tests must not depend on what a developer's shell exports.
 for name in [name for name in os.environ if name.startswith("D2C_") and name != "D2C_TEST_DATA"]:
     del os.environ[name]
+# Nor on what weights torch hub has downloaded there.
+os.environ["TORCH_HOME"] = os.devnull
 
 pytest_plugins = ["s3_server"]
 CLASSES = {"cat": 40, "dog": 30, "sea lion": 25}
@@ -67,6 +69,24 @@ def scored(tmp_path_factory: pytest.TempPathFactory, image_folder: Path, scorer:
     )
     scoring.run(scoring.plan(config))
     return workspace
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights in the layout of the published file."""
+    from torch_fidelity import feature_extractor_inceptionv3 as peer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peer, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(peer.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        network = peer.FeatureExtractorInceptionV3("random", ["2048"])
+    generator = torch.Generator().manual_seed(0)
+    for tensor in network.state_dict().values():
+        if tensor.dim() == 4:
+            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
+    path = tmp_path_factory.mktemp("inception") / "random.pth"
+    torch.save(network.state_dict(), path)
+    return path
 
 
 @pytest.fixture

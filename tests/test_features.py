@@ -1,4 +1,4 @@
-"""Feature spaces: torch-fidelity's Inception with given weights, and a classifier of one's own."""
+"""Feature spaces: torch-fidelity's Inception with given weights, and vision encoders."""
 
 from __future__ import annotations
 
@@ -9,31 +9,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from d2c import features
+from d2c import features, metrics
+from d2c.encoders import EncoderInfo
 from d2c.errors import D2CError
-from d2c.features import Classifier, Inception, distance_name, open_inception, train_classifier
-from formats.errors import IntegrityError
-from formats.files import read_json
+from d2c.features import Inception, VisionSpace, activations, distance_name, open_inception
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights in the layout of the published file."""
-    from torch_fidelity import feature_extractor_inceptionv3 as peer
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peer, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(peer.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        network = peer.FeatureExtractorInceptionV3("random", ["2048"])
-    generator = torch.Generator().manual_seed(0)
-    for tensor in network.state_dict().values():
-        if tensor.dim() == 4:
-            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
-    path = tmp_path_factory.mktemp("inception") / "random.pth"
-    torch.save(network.state_dict(), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +22,6 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     data = load_digits()
     pixels = (data.images * (255 / 16)).round().astype(np.uint8)[..., None].repeat(3, axis=-1)
     return pixels, data.target
-
-
-@pytest.fixture(scope="module")
-def classifier(digits: tuple[np.ndarray, np.ndarray]) -> Classifier:
-    return train_classifier(*digits, device=CPU, seed=1)
 
 
 def test_inception_gives_torch_fidelitys_features(inception_file: Path, digits: tuple[np.ndarray, np.ndarray]) -> None:
@@ -62,6 +38,94 @@ def test_inception_gives_torch_fidelitys_features(inception_file: Path, digits: 
     assert ours.dtype == np.float64
     assert np.ptp(ours, axis=0).max() > 1e-3  # the random network tells the images apart
     np.testing.assert_allclose(ours, peer, rtol=1e-4, atol=1e-5 * np.abs(peer).max())
+
+
+@pytest.mark.slow
+def test_distance_is_torch_fidelitys_own_number(inception_file: Path, digits: tuple[np.ndarray, np.ndarray]) -> None:
+    import torch_fidelity
+
+    class Images(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        def __init__(self, pixels: np.ndarray) -> None:
+            self.images = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+        def __len__(self) -> int:
+            return len(self.images)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return self.images[index]
+
+    real, fake = digits[0][:12], 255 - digits[0][20:32] // 2
+    peer = torch_fidelity.calculate_metrics(
+        input1=Images(fake),
+        input2=Images(real),
+        fid=True,
+        cuda=False,
+        batch_size=12,
+        cache=False,
+        verbose=False,
+        feature_extractor="inception-v3-compat",
+        feature_extractor_weights_path=str(inception_file),
+        save_cpu_ram=True,
+    )["frechet_inception_distance"]
+    space = Inception(inception_file, CPU)
+    ours = metrics.frechet_distance(metrics.statistics(space(real)), metrics.statistics(space(fake)))
+    assert ours.value == pytest.approx(peer, rel=1e-6)
+
+
+def test_one_pass_gives_sfids_numbers_in_tensorflows_order_and_logits_without_bias(
+    inception_file: Path, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    from torch_fidelity.utils import create_feature_extractor
+
+    network = create_feature_extractor(
+        "inception-v3-compat",
+        ["logits_unbiased"],
+        cuda=False,
+        feature_extractor_weights_path=str(inception_file),
+        verbose=False,
+    )
+    seen: dict[str, torch.Tensor] = {}
+    network.Mixed_6d.register_forward_hook(lambda _, __, output: seen.update(block=output))
+    logits = network(torch.from_numpy(digits[0][:3].transpose(0, 3, 1, 2).copy()))[0].numpy()
+
+    found = activations(Inception(inception_file, CPU, batch=2), digits[0][:3])
+
+    assert found.spatial is not None
+    assert found.spatial.shape == (3, 17 * 17 * 7)
+    channels_last = seen["block"][:, :7].permute(0, 2, 3, 1).numpy()
+    assert channels_last.std(axis=(1, 2)).max() > 1e-3 * channels_last.max()  # places differ, and
+    assert channels_last.std(axis=3).max() > 1e-3 * channels_last.max()  # channels
+    peer = channels_last.reshape(3, -1)
+    np.testing.assert_allclose(found.spatial, peer, rtol=1e-4, atol=1e-5 * np.abs(peer).max())
+    assert found.logits is not None
+    np.testing.assert_allclose(found.logits, logits, rtol=1e-4, atol=1e-4 * np.abs(logits).max())
+    assert activations(Inception(inception_file, CPU), digits[0][:0]).features.shape == (0, 2048)
+
+
+def test_a_vision_encoder_is_a_space_of_its_class_token_or_of_its_patches() -> None:
+    class Encoder:
+        def __init__(self, class_token: bool) -> None:
+            self.info = EncoderInfo(
+                name="timm:some",
+                source="",
+                revision="",
+                weights_xxh3="f" * 32,
+                dim=2,
+                tokens=4,
+                layer="",
+                class_token=class_token,
+            )
+
+        def encode(self, pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+            count = 5 if self.info.class_token else 4
+            return (pixels[:, 0, 0, :1, None] + np.arange(count)[:, None] * [1, 10]).astype(np.float16)
+
+    images = np.zeros((70, 8, 8, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(70)
+    with_token, without = VisionSpace(Encoder(True)), VisionSpace(Encoder(False))
+    np.testing.assert_array_equal(with_token(images)[:, 1], np.arange(70))
+    np.testing.assert_array_equal(without(images)[[0, 69]], [[1.5, 15], [70.5, 84]])
+    assert distance_name(without) == "FD (timm:some)"
 
 
 def test_only_the_published_weights_are_called_fid(inception_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,80 +170,3 @@ def test_wrong_weights_file_is_refused_and_runs_no_code(
     with pytest.raises(D2CError, match="does not hold weights of the 2015 Inception network"):
         Inception(path, CPU)
     assert not Path("executed").exists()
-
-
-def test_classifier_learns_the_digits(classifier: Classifier, digits: tuple[np.ndarray, np.ndarray]) -> None:
-    pixels, labels = digits
-    assert classifier.info.accuracy > 0.95
-    assert np.mean(classifier.predict(pixels) == labels) > 0.97
-    space = classifier(pixels[:300])
-    assert space.shape == (300, classifier.dim)
-    assert space.dtype == np.float64
-    np.testing.assert_allclose(space[:7], classifier(pixels[:7]), rtol=1e-4, atol=1e-5)
-    assert distance_name(classifier) == "FD (classifier)"
-
-
-def test_classifier_saves_and_loads_bit_for_bit(
-    classifier: Classifier, digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
-) -> None:
-    classifier.save(tmp_path)
-    again = Classifier.load(tmp_path, CPU)
-    assert again.digest == classifier.digest
-    assert again.info == classifier.info
-    np.testing.assert_array_equal(again(digits[0][:50]), classifier(digits[0][:50]))
-    again.save(tmp_path / "copy")
-    for name in ("classifier.safetensors", "classifier.json"):
-        assert (tmp_path / name).read_bytes() == (tmp_path / "copy" / name).read_bytes()
-
-
-def test_changed_weights_are_refused(classifier: Classifier, tmp_path: Path) -> None:
-    classifier.save(tmp_path)
-    path = tmp_path / "classifier.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(IntegrityError, match=read_json(tmp_path / "classifier.json")["digest"]):
-        Classifier.load(tmp_path, CPU)
-    with pytest.raises(D2CError, match="no classifier here"):
-        Classifier.load(tmp_path / "nowhere", CPU)
-
-
-def test_same_seed_same_bytes_whatever_the_global_generator(digits: tuple[np.ndarray, np.ndarray]) -> None:
-    pixels, labels = digits[0][:200], digits[1][:200]
-    digests = []
-    for seed in (0, 0, 1):
-        torch.rand(3)
-        digests.append(train_classifier(pixels, labels, device=CPU, seed=seed, steps=8).digest)
-    assert digests[0] == digests[1] != digests[2]
-
-
-def test_training_leaves_the_global_generator_alone(digits: tuple[np.ndarray, np.ndarray]) -> None:
-    torch.manual_seed(5)
-    expected = torch.rand(1)
-    torch.manual_seed(5)
-    train_classifier(digits[0][:100], digits[1][:100], device=CPU, steps=2)
-    assert torch.rand(1) == expected
-
-
-def test_large_images_are_seen_at_64_pixels(digits: tuple[np.ndarray, np.ndarray]) -> None:
-    small, labels = digits[0][:40], digits[1][:40] + 100
-    large = small.repeat(16, axis=1).repeat(16, axis=2)  # 128 px
-    trained = train_classifier(large, labels, device=CPU, steps=2, batch=8)
-    assert trained.info.side == 64
-    np.testing.assert_array_equal(trained(large), trained(large[:, ::2, ::2]))
-    assert set(trained.predict(large)) <= set(range(100, 110))
-
-
-@pytest.mark.parametrize(("count", "classes"), [(100, 1), (19, 10)])
-def test_too_little_to_train_on_names_the_alternative(
-    count: int, classes: int, digits: tuple[np.ndarray, np.ndarray]
-) -> None:
-    with pytest.raises(D2CError, match="--inception FILE"):
-        train_classifier(digits[0][:count], np.arange(count) % classes, device=CPU)
-
-
-def test_wrong_pixels_are_refused(classifier: Classifier) -> None:
-    with pytest.raises(D2CError, match="RGB"):
-        classifier(np.zeros((2, 8, 8, 3), np.float32))
-    with pytest.raises(D2CError, match="RGB"):
-        classifier(np.zeros((2, 3, 8, 8), np.uint8))

@@ -15,9 +15,9 @@ import torch
 from conftest import pack_request
 from PIL import Image
 
-from d2c import fid, generation, generator, judge, metrics, pipeline, training
+from d2c import fid, generation, generator, judge, ledger, metrics, pipeline, training
+from d2c.classifier import train_classifier
 from d2c.errors import D2CError
-from d2c.features import train_classifier
 from d2c.fid import FidConfig
 from d2c.generation import GenerationConfig
 from d2c.generator import Generator, balanced_labels
@@ -114,7 +114,7 @@ def test_the_npz_is_written_batch_by_batch_and_holds_all_images_and_labels(
 
 def test_another_decoder_makes_other_images(run: Path, packed: Path, tmp_path: Path, measured: fid.Result) -> None:
     asked = GenerationConfig(run=run, out=tmp_path / "a", sampler=SAMPLER, device="cpu", count=12, npz=True)
-    measuring = FidConfig(run=run, workspace=packed.parent / "workspace", samples=60, sampler=SAMPLER, device="cpu")
+    measuring = FidConfig(judged=run, workspace=packed.parent / "workspace", samples=60, sampler=SAMPLER, device="cpu")
     sample(run, tmp_path / "a")
     assert generation.plan(asked).done
     assert fid.plan(measuring).done
@@ -138,7 +138,9 @@ def test_an_unfinished_run_says_so(run: Path, tmp_path: Path) -> None:
 
 
 def measure(run: Path, workspace: Path, **options: Any) -> fid.Result:
-    config = FidConfig(run=run, workspace=workspace, sampler=SAMPLER, device="cpu", **{"samples": 60, **options})
+    if "reference" in options:
+        options["reference"] = str(options["reference"])
+    config = FidConfig(judged=run, workspace=workspace, sampler=SAMPLER, device="cpu", **{"samples": 60, **options})
     return fid.run(fid.plan(config))
 
 
@@ -220,14 +222,15 @@ def test_a_run_that_replays_its_training_images_is_flagged(
         yield np.clip(train[np.arange(len(labels)) % 12].astype(int) + noise, 0, 255).astype(np.uint8)
 
     monkeypatch.setattr(Generator, "stream", replay)
-    config = FidConfig(run=memorised, workspace=packed.parent / "workspace", samples=120, sampler=SAMPLER, device="cpu")
+    workspace = packed.parent / "workspace"
+    config = FidConfig(judged=memorised, workspace=workspace, samples=120, sampler=SAMPLER, device="cpu")
     report = fid.run(fid.plan(config)).report
     assert report["copying"]["flagged"]
     assert report["copying"]["pixels"]["rate"] > 0.9
 
 
 def test_measuring_again_does_nothing(measured: fid.Result, run: Path, packed: Path) -> None:
-    config = FidConfig(run=run, workspace=packed.parent / "workspace", samples=60, sampler=SAMPLER, device="cpu")
+    config = FidConfig(judged=run, workspace=packed.parent / "workspace", samples=60, sampler=SAMPLER, device="cpu")
     assert fid.plan(config).done
     assert not fid.plan(replace(config, samples=61)).done
 
@@ -236,7 +239,7 @@ def test_inception_weights_are_known_by_their_content(run: Path, packed: Path, t
     asked = []
     for name, content in (("a.pth", b"one"), ("b.pth", b"one"), ("c.pth", b"other")):
         (tmp_path / name).write_bytes(content)
-        config = FidConfig(run=run, workspace=packed.parent / "workspace", inception=tmp_path / name, device="cpu")
+        config = FidConfig(judged=run, workspace=packed.parent / "workspace", inception=tmp_path / name, device="cpu")
         asked.append(fid.plan(config).asked)
     assert asked[0] == asked[1]
     assert asked[0] != asked[2]
@@ -244,7 +247,7 @@ def test_inception_weights_are_known_by_their_content(run: Path, packed: Path, t
 
 def test_missing_inception_weights_say_where_to_get_them(run: Path, packed: Path, tmp_path: Path) -> None:
     config = FidConfig(
-        run=run, workspace=packed.parent / "workspace", samples=60, inception=tmp_path / "no.pth", device="cpu"
+        judged=run, workspace=packed.parent / "workspace", samples=60, inception=tmp_path / "no.pth", device="cpu"
     )
     with pytest.raises(D2CError, match="Inception weights"):
         fid.run(fid.plan(config))
@@ -256,7 +259,7 @@ def test_an_artifact_that_is_not_the_one_trained_on_is_refused(run: Path, packed
     facts["identity"]["content_id"] = "d2c1-xxh3-128:" + "0" * 32
     write_json(other / "run.json", facts)
     with pytest.raises(D2CError, match="changed since the run"):
-        fid.plan(FidConfig(run=other, workspace=packed.parent / "workspace", device="cpu"))
+        fid.plan(FidConfig(judged=other, workspace=packed.parent / "workspace", device="cpu"))
 
 
 def test_an_artifact_that_moved_can_be_named(run: Path, packed: Path, tmp_path: Path) -> None:
@@ -264,7 +267,7 @@ def test_an_artifact_that_moved_can_be_named(run: Path, packed: Path, tmp_path: 
     stranded = Path(shutil.copytree(run, tmp_path / "run"))
     facts = read_json(stranded / "run.json")
     write_json(stranded / "run.json", {**facts, "artifact": str(tmp_path / "gone")})
-    config = FidConfig(run=stranded, workspace=packed.parent / "workspace", device="cpu")
+    config = FidConfig(judged=stranded, workspace=packed.parent / "workspace", device="cpu")
     with pytest.raises(FormatError):
         fid.plan(config)
     assert fid.plan(replace(config, artifact=moved)).artifact.content_id == facts["identity"]["content_id"]
@@ -336,5 +339,5 @@ def test_the_cost_of_what_is_attached_is_counted(
         write_json(path, {**record, "cost": {"seconds": 2.0 if record["kind"].startswith("text") else 3.0}})
     request = pack_request(copied, tmp_path / "shards", per_class=4, text=text, vision=vision)
     pipeline.pack(request)
-    seconds = fid._attachment_seconds(Workspace(copied), open_artifact(tmp_path / "shards"))
+    seconds = ledger.attachment_seconds(Workspace(copied), open_artifact(tmp_path / "shards"))
     assert seconds == {(None, "none"): 2.0, ("none", None): 3.0, ("none", "none"): None}[text, vision]

@@ -12,6 +12,7 @@ from d2c import judge
 from d2c.errors import D2CError
 from d2c.generator import balanced_labels, grid, sample_seeds
 from d2c.labelling import reopen
+from d2c.pictures import class_numbers
 from d2c.progress import Silent
 from d2c.sources import open_source
 from d2c.workspace import Workspace
@@ -51,4 +52,4 @@ def test_a_draw_is_random_sorted_and_repeatable() -> None:
 
 def test_a_class_has_the_number_that_the_run_gave_it(image_folder: Path) -> None:
     classes = [ClassRow(id=n, name=s, source_id=s, prompt="", count=1) for n, s in ((0, "sea lion"), (1, "cat"))]
-    assert judge.class_numbers(open_source(image_folder), classes).tolist() == [1, -1, 0]
+    assert class_numbers(open_source(image_folder).classes, classes).tolist() == [1, -1, 0]

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.spatial.distance import cdist
+import torch
+from features_fixture import features
 
 from d2c import metrics
 from d2c.errors import D2CError
 from d2c.metrics import (
+    InceptionScore,
+    Moments,
     Stats,
     class_frechet,
-    copy_rate,
-    density_coverage,
     frechet_distance,
-    nearest,
-    nearest_either,
-    precision_recall,
+    kernel_distance,
     statistics,
 )
-
-
-def features(seed: int, n: int, d: int = 16, mean: float = 0.0) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    mix = np.random.default_rng(7).standard_normal((d, d)) / np.sqrt(d)
-    return generator.standard_normal((n, d)) @ mix + mean
 
 
 @pytest.fixture
@@ -41,6 +32,20 @@ def test_statistics_are_numpys_own_in_any_tiling(small_tiles: None) -> None:
     np.testing.assert_allclose(stats.sigma, np.cov(x.astype(np.float64), rowvar=False), rtol=1e-10)
     assert stats.mu.dtype == stats.sigma.dtype == np.float64
     assert stats.n == 200
+
+
+def test_statistics_in_chunks_do_not_depend_on_the_chunks(small_tiles: None) -> None:
+    x = features(0, 200) + 1e3
+    found = []
+    for size in (1, 37, 64, 200):
+        moments = Moments()
+        for start in range(0, 200, size):
+            moments.add(x[start : start + size])
+        found.append(moments.stats())
+    for one in found[1:]:
+        np.testing.assert_array_equal(one.mu, found[0].mu)
+        np.testing.assert_array_equal(one.sigma, found[0].sigma)
+    np.testing.assert_allclose(found[0].sigma, np.cov(x, rowvar=False), rtol=1e-9)
 
 
 @pytest.mark.parametrize("n", [12, 500])  # fewer images than features, and many
@@ -104,128 +109,6 @@ def test_class_frechet_without_common_images_says_so() -> None:
         class_frechet(x, np.zeros(8), x, np.ones(8))
 
 
-def brute(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float, float, float]:
-    def radii(x: np.ndarray) -> np.ndarray:
-        return np.sort(cdist(x, x), axis=1)[:, k]
-
-    across, real_radii, fake_radii = cdist(fake, real), radii(real), radii(fake)
-    in_real, in_fake = across - real_radii <= 0, across.T - fake_radii <= 0
-    return in_real.any(1).mean(), in_fake.any(1).mean(), in_real.sum() / (k * len(fake)), in_real.any(0).mean()
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    n=st.integers(8, 120), m=st.integers(8, 120), k=st.integers(1, 6), shift=st.floats(0, 2), seed=st.integers(0, 99)
-)
-def test_manifold_metrics_equal_brute_force(n: int, m: int, k: int, shift: float, seed: int) -> None:
-    real, fake = features(seed, n, d=5), features(seed + 1000, m, d=5, mean=shift)
-    pr, dc = precision_recall(real, fake, k), density_coverage(real, fake, k)
-    assert (pr.precision, pr.recall, dc.density, dc.coverage) == pytest.approx(brute(real, fake, k))
-
-
-def test_manifold_metrics_do_not_depend_on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    real, fake = features(0, 150), features(1, 130, mean=0.3)
-    whole = precision_recall(real, fake), density_coverage(real, fake)
-    for tile in (2, 37):
-        monkeypatch.setattr(metrics, "_TILE", tile)
-        assert (precision_recall(real, fake), density_coverage(real, fake)) == whole
-
-
-def test_precision_and_recall_of_a_collapsed_generator_and_of_a_copy() -> None:
-    real = features(0, 300)
-    centre = real[np.argmin(np.linalg.norm(real - real.mean(0), axis=1))]
-    collapsed = precision_recall(real, np.tile(centre, (200, 1)) + 1e-6 * features(1, 200))
-    assert collapsed.precision == 1
-    assert collapsed.recall < 0.01
-    assert density_coverage(real, np.tile(centre, (200, 1))).coverage < 0.35  # the balls around one point
-    copy = precision_recall(real, real)
-    assert (copy.precision, copy.recall) == (1, 1)
-    assert density_coverage(real, real).coverage == 1
-
-
-def test_nearest_is_exact_for_pixels_and_duplicates(small_tiles: None) -> None:
-    generator = np.random.default_rng(0)
-    references = generator.integers(0, 256, (90, 48), dtype=np.uint8)
-    queries = np.concatenate([generator.integers(0, 256, (40, 48), dtype=np.uint8), references[[5, 88]]])
-    distance, index = nearest(queries, references)
-    peer = cdist(queries.astype(float), references.astype(float))
-    np.testing.assert_allclose(distance, peer.min(1), rtol=1e-12)
-    np.testing.assert_array_equal(index, peer.argmin(1))
-    assert (distance[-2:] == 0).all()
-
-
-def test_nearest_either_finds_the_mirrored_image() -> None:
-    images = np.random.default_rng(0).integers(0, 256, (30, 6, 6), dtype=np.uint8)
-    query = images[[3, 4]].copy()
-    query[1] = query[1][:, ::-1]
-    distance, index, flipped = nearest_either(
-        query.reshape(2, -1), query[:, :, ::-1].reshape(2, -1), images.reshape(30, -1)
-    )
-    assert distance.tolist() == [0, 0]
-    assert index.tolist() == [3, 4]
-    assert flipped.tolist() == [False, True]
-
-
-def test_copy_rate_flags_a_memoriser_and_not_a_good_generator() -> None:
-    train, held_out, good = features(0, 400), features(1, 400), features(2, 500)
-    picks = np.random.default_rng(3).integers(0, 400, 500)
-    memoriser = train[picks] + 0.05 * features(4, 500)
-
-    caught = copy_rate(memoriser, train, held_out)
-    assert caught.rate > 0.95
-    assert caught.flagged
-    assert (caught.index == picks).mean() > 0.99
-    assert caught.held_out_rate == pytest.approx(0.01, abs=0.003)
-    closest = caught.closest(5)
-    assert caught.distance[closest].tolist() == sorted(caught.distance)[:5]
-
-    clean = copy_rate(good, train, held_out)
-    assert clean.rate < 0.03
-    assert not clean.flagged
-    assert clean.threshold == caught.threshold
-
-
-def test_copy_rate_sees_mirrored_copies_only_when_given_both_orientations() -> None:
-    train, held_out = (features(seed, 300, d=36).reshape(-1, 6, 6) for seed in (0, 1))
-    copies = train[:200, :, ::-1]
-    flat = [x.reshape(len(x), -1) for x in (copies, train, held_out)]
-    mirrored = {
-        "flipped_generated": train[:200].reshape(200, -1),
-        "flipped_held_out": held_out[:, :, ::-1].reshape(300, -1),
-    }
-    assert copy_rate(*flat).rate < 0.1
-    both = copy_rate(*flat, **mirrored)
-    assert both.rate == 1
-    assert both.flipped.all()
-    with pytest.raises(ValueError, match="both"):
-        copy_rate(*flat, flipped_generated=mirrored["flipped_generated"])
-
-
-def test_copies_are_caught_even_where_the_held_out_set_leaks_from_training() -> None:
-    train, held_out = features(0, 300), features(1, 300)
-    held_out[:30] = train[:30]
-    caught = copy_rate(train[:100], train, held_out)
-    assert caught.threshold == 0
-    assert caught.rate == 1
-    assert caught.held_out_rate == 0.1
-
-
-@pytest.mark.parametrize(
-    ("copies", "total", "flagged"),
-    [
-        (40, 500, True),
-        (1, 20, False),  # five times the held-out rate, but one image proves nothing
-        (80, 10_000, False),  # beyond chance, but not even twice the held-out rate
-    ],
-)
-def test_flag_needs_both_size_and_evidence(copies: int, total: int, flagged: bool) -> None:
-    train, held_out, mixed = features(0, 300), features(1, 10_000), features(2, total)
-    mixed[:copies] = train[:copies]
-    result = copy_rate(mixed, train, held_out)
-    assert result.rate > 1.5 * result.held_out_rate
-    assert result.flagged is flagged
-
-
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_names_the_row(value: float) -> None:
     x = features(0, 20)
@@ -237,9 +120,59 @@ def test_nan_names_the_row(value: float) -> None:
 def test_too_few_rows_and_other_widths_are_refused() -> None:
     with pytest.raises(D2CError, match="n >= 2"):
         statistics(features(0, 1))
-    with pytest.raises(D2CError, match="n >= 4"):
-        precision_recall(features(0, 3), features(1, 10))
     with pytest.raises(D2CError, match="different feature spaces"):
         frechet_distance(statistics(features(0, 9, d=3)), statistics(features(0, 9, d=4)))
     with pytest.raises(D2CError, match="different feature spaces"):
-        nearest(features(0, 9, d=3), features(0, 9, d=4))
+        kernel_distance(features(0, 9, d=3), features(0, 9, d=4))
+    one = Moments()
+    one.add(features(0, 1))
+    with pytest.raises(D2CError, match="1 images"):
+        one.stats()
+
+
+def test_distance_to_a_gaussian_of_known_moments_is_the_closed_form() -> None:
+    x = features(0, 400, d=6)
+    mean, spread = x.mean(0), np.cov(x, rowvar=False)
+    gaussian = Stats(mean + 2, 4 * spread, 0)
+    # Covariances S and 4 S: tr(S + 4 S - 2 * 2 S) = tr S; means 2 apart in each of 6 directions.
+    assert frechet_distance(statistics(x), gaussian).value == pytest.approx(24 + np.trace(spread))
+    assert not gaussian.rank_deficient
+
+
+def test_inception_score_is_what_a_hand_computes_without_shuffling() -> None:
+    certain = np.array([[50.0, 0, 0], [0, 50, 0], [0, 0, 50], [0, 50, 0]])
+    # Split 1: two classes seen equally often, each image certain: exp(ln 2). Split 2: the same. In another order, not.
+    assert score_of(certain, 2) == pytest.approx(2)
+    assert score_of(certain[[0, 2, 1, 3]], 2) == pytest.approx((2 + 1) / 2)
+    # A last split of one image has score 1.
+    assert score_of(certain[:3], 2) == pytest.approx((2 + 1) / 2)
+    logits = np.random.default_rng(0).normal(size=(60, 7))
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    by_hand = [np.exp((q * np.log(q / q.mean(0))).sum(1).mean()) for q in (p[:25], p[25:50], p[50:])]
+    assert score_of(logits, 25, chunk=7) == pytest.approx(np.mean(by_hand), rel=1e-12)
+
+
+def score_of(logits: np.ndarray, split: int, chunk: int = 1) -> float | None:
+    score = InceptionScore(split)
+    for start in range(0, len(logits), chunk):
+        score.add(logits[start : start + chunk])
+    return score.value()
+
+
+def test_inception_score_equals_torch_fidelitys_without_its_shuffling() -> None:
+    from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, isc_features_to_metric
+
+    logits = np.random.default_rng(1).normal(size=(100, 12)) * 3
+    peer = isc_features_to_metric(torch.from_numpy(logits), splits=5, shuffle=False)[KEY_METRIC_ISC_MEAN]
+    assert score_of(logits, 20, chunk=33) == pytest.approx(peer, rel=1e-12)
+
+
+def test_kernel_distance_equals_torch_fidelity_in_any_tiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch_fidelity.metric_kid import kernel_mmd
+
+    a, b = features(0, 90, d=8), features(1, 90, d=8, mean=0.2)
+    peer = kernel_mmd(a, b)
+    assert kernel_distance(a, b) == pytest.approx(peer, rel=1e-9)
+    monkeypatch.setattr(metrics, "_TILE", 37)
+    assert kernel_distance(a, b) == pytest.approx(peer, rel=1e-9)
+    assert abs(kernel_distance(a, features(2, 70, d=8))) < 0.3 * peer

@@ -19,7 +19,7 @@ from first_run import table
 from machine import machine, note
 
 from d2c import batches, runtime
-from d2c.features import Classifier, train_classifier
+from d2c.classifier import Classifier, train_classifier
 from d2c.labelling import reopen
 from d2c.selection import SelectionConfig, select
 from d2c.selectors import METHODS
