@@ -105,7 +105,7 @@ class Counting(Fatal):
         return _Count(self)
 
 
-@pytest.mark.parametrize("moment", ["_merge", "_write_npz", "save_png", "_clear"])
+@pytest.mark.parametrize("moment", ["_merge", "exported", "save_png", "_clear"])
 def test_a_kill_while_the_parts_are_merged_loses_nothing(
     run: Path, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
