@@ -17,10 +17,10 @@ HERE = Path(__file__).parent
 PICTURES = {"samples/grid.png": "cifar-run-samples.png", "curves.png": "cifar-run-curves.png"}
 TEXT = """# A run to look at: 2 % of CIFAR-10
 
-[cifar_run.sh](cifar_run.sh) made the run, [cifar_run.py](cifar_run.py) this page: {images:,} random images of CIFAR-10 with
-hashed text and the scorer's tokens, {model} ({parameters}) on plain pixels, {steps:,} steps of {batch}, {passes:.0f}
-passes an image, {hours:.1f} core-hours with other work beside. A model of this size draws colours, horizons and blobs; what
-it is for is to show that all parts work together, and what a person sees on the way.
+[cifar_run.sh](cifar_run.sh) made the run, [cifar_run.py](cifar_run.py) this page: {images:,} random images of CIFAR-10
+with hashed text and the scorer's tokens, {model} ({parameters}) on plain pixels, {steps:,} steps of {batch},
+{passes:.0f} passes an image, {hours:.1f} core-hours with other work beside. A model of this size draws colours,
+horizons and blobs; what it is for is to show that all parts work together, and what a person sees on the way.
 
 ![100 samples, ten of each class, a column a class](cifar-run-samples.png)
 
