@@ -18,18 +18,18 @@ from formats.files import read_json
 REPORT = "fid.json"
 _COLUMNS = {
     "distance": "",  # its space says what it is called
-    "second_distance": "second space",
-    "spatial_distance": "sFID",
     "class_distance": "mean of classes",
     "worst_class_distance": "worst classes",
-    "kernel_distance": "KID",
-    "inception_score": "IS",
     "precision": "precision",
     "recall": "recall",
-    "density": "density",
     "coverage": "coverage",
-    "coverage_unselected": "of unselected",
     "copy_rate": "copy rate",
+    "second_distance": "second space",
+    "spatial_distance": "sFID",
+    "inception_score": "IS",
+    "kernel_distance": "KID",
+    "density": "density",
+    "coverage_unselected": "of unselected",
     "n": "images",
     "reference_n": "against",
 }
