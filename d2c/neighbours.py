@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 
 from d2c.metrics import checked, same_width
 
@@ -123,6 +122,8 @@ def squared_radii(features: Array, ks: Sequence[int] = (K_MANIFOLD,), what: str 
     Raises:
         D2CError: there are no more rows than the largest k.
     """
+    import torch  # only here: `explain` must not wait for it
+
     checked(features, what, at_least=max(ks) + 1)
     count = min(max(ks) + 1 + _SPARE, len(features))  # the nearest is the row itself
     centre = features.mean(axis=0, dtype=np.float64)

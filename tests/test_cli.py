@@ -105,8 +105,9 @@ def test_an_option_is_the_same_wherever_it_occurs() -> None:
             if param.param_type_name == "option":
                 assert param.envvar == "D2C_" + param.opts[0].lstrip("-").upper().replace("-", "_")
                 seen.setdefault(param.opts[0], set()).add(str(param.metavar))
-    # Statistics are the one result that is a single file.
-    assert {option: units for option, units in seen.items() if len(units) > 1} == {"--out": {"DIR", "FILE.npz"}}
+    # Statistics and comparisons are the results that are a single file.
+    several = {option: units for option, units in seen.items() if len(units) > 1}
+    assert several == {"--out": {"DIR", "FILE.npz", "FILE.html"}}
     for option in (
         "--workspace --out --device --gpus --ratio --per-class --method --interval --container --model --recipe "
         "--steps --batch-size --seed --json --dry-run --overwrite"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,10 +70,10 @@ def test_a_stopped_run_says_so_in_one_line_and_goes_on(tmp_path: Path, monkeypat
 
     code, error, errors = stop(tmp_path, signal.SIGTERM)
     assert code == 75
-    assert errors.splitlines()[-2:] == [
-        "error: stopped by SIGTERM",
-        "  try: run the same command again: it goes on from its last finished part or checkpoint",
-    ]
+    *_, what, where, hint = errors.splitlines()
+    assert re.fullmatch(r"error: stopped at step \d+; its state is saved", what)
+    assert where.startswith("  where: d2c-workspace/scorer/")
+    assert hint == "  try: run the same command again"
     assert "Traceback" not in errors
 
     monkeypatch.chdir(tmp_path)
