@@ -57,7 +57,7 @@ def _command(name: str, command: Any) -> Iterator[str]:
     yield "| option | default | meaning |"
     yield "|---|---|---|"
     for p in arguments:
-        yield f"| `{p.metavar}` | required | {p.help} |"
+        yield f"| `{_cell(p.metavar)}` | required | {p.help} |"
     for p in known:
         flag = p.opts[0] if p.is_flag else f"{p.opts[0]} {p.metavar}"
         text, default = _meaning(p)

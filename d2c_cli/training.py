@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import typer
@@ -80,7 +81,7 @@ def train(
     facts = {
         "run": run,
         "model": plan.spec.name,
-        "recipe": recipe,
+        "recipe": asdict(settings.recipe),
         "images": plan.samples,
         "batch_size": settings.recipe.batch_size,
         "passes_per_image": round(plan.passes, 1),
