@@ -207,7 +207,7 @@ def _measure(plan: Plan, progress: Progress) -> dict[str, Any]:
     start, shown = time.perf_counter(), list[Array]()
     judged = replace(plan.judged, progress=progress) if isinstance(plan.judged, Drawn) else plan.judged
     generated = Seen.of(_chunks(judged, shown, config.export_npz), *spaces)
-    sampling = round(time.perf_counter() - start, 1)
+    sampling = plan.drawing if plan.drawing is not None else round(time.perf_counter() - start, 1)
     if generated is None or len(generated) < 2:
         raise D2CError("too few images to measure", where=config.judged, expected="two at least, and readable")
     save_png(grid(np.concatenate(shown), 10, side=64), folder / GRID)

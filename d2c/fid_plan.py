@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -72,6 +72,8 @@ class FidConfig:
     reference_images: int = 50_000
     samples: int = 2_000
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    labels: Literal["balanced", "random"] = "balanced"
+    """Classes of the images of a run: equally often, or drawn at random."""
     subsets: int = 3
     seed: int = 0
     export_npz: Path | None = None
@@ -120,6 +122,8 @@ class Plan:
     """Weights to measure with; None: the workspace's classifier."""
     asked: dict[str, Any]
     done: bool
+    drawing: float | None = None
+    """Worker-seconds that the images of a run took, where they were drawn before."""
 
     @property
     def workspace(self) -> Workspace | None:
@@ -278,7 +282,7 @@ def _judged(
     config: FidConfig, generator: Generator | None, classes: list[ClassRow], device: torch.device
 ) -> Drawn | FromSource | FromNpz | FromArtifact:
     if generator is not None:
-        return Drawn(generator, config.samples, config.sampler, config.seed, config.batch_size)
+        return Drawn(generator, config.samples, config.sampler, config.seed, config.batch_size, config.labels)
     location = str(config.judged)
     if is_npz(location):
         return samples_of(config.judged, len(classes))

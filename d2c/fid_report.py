@@ -43,7 +43,7 @@ def protocol(plan: Plan, count: int, reference: Reference) -> dict[str, Any]:
     return {
         **found,
         "sampler": asdict(config.sampler.resolved(plan.generator.denoiser.objective.name)),
-        "labels": "balanced",
+        "labels": config.labels,
         "rounding": "nearest",
         "decoder": asdict(plan.generator.codec.spec),
         "model": training["model"],

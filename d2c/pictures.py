@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
 
 from d2c import batches
 from d2c.errors import D2CError
-from d2c.generator import Generator, balanced_labels, sample_seeds
+from d2c.generator import Generator, balanced_labels, random_labels, sample_seeds
 from d2c.latents import LatentCodec, LatentSpec, open_codec, to_model
 from d2c.npz import Npz, open_npz
 from d2c.progress import Progress, Silent
@@ -77,13 +77,14 @@ def classes_of(source: Source) -> list[ClassRow]:
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """Images of a run, every class equally often; any can be drawn again from its seed."""
+    """Images of a run; any can be drawn again from its seed."""
 
     generator: Generator
     count: int
     sampler: SamplerConfig
     seed: int
     batch: int
+    labels: Literal["balanced", "random"] = "balanced"
     progress: Progress = field(default_factory=Silent, repr=False)
 
     @property
@@ -101,7 +102,7 @@ class Drawn:
         return {"kind": "run", "name": self.generator.path.name, "images": self.count}
 
     def chunks(self) -> Iterator[Chunk]:
-        labels, start = balanced_labels(self.count, len(self.generator.classes)), 0
+        labels, start = self._labels(), 0
         seeds = sample_seeds(self.seed, self.count)
         stream = self.generator.stream(labels, seeds, self.sampler, batch=self.batch, progress=self.progress)
         for pixels in stream:
@@ -110,9 +111,16 @@ class Drawn:
             start += len(pixels)
 
     def pick(self, rows: Sequence[int]) -> Array:
-        labels = balanced_labels(self.count, len(self.generator.classes))
-        seeds = sample_seeds(self.seed, self.count)
+        labels, seeds = self._labels(), sample_seeds(self.seed, self.count)
         return self.generator.pixels(labels[rows], [seeds[row] for row in rows], self.sampler, batch=self.batch)
+
+    def _labels(self) -> Array:
+        classes = len(self.generator.classes)
+        return (
+            balanced_labels(self.count, classes)
+            if self.labels == "balanced"
+            else random_labels(self.seed, self.count, classes)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,6 +223,16 @@ class FromNpz:
 
     def pick(self, rows: Sequence[int]) -> Array:
         return self.npz.pick(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class FromRun(FromNpz):
+    """Samples that were drawn from a run for this."""
+
+    run: str
+
+    def facts(self) -> dict[str, Any]:
+        return {"kind": "run", "name": self.run, "images": len(self)}
 
 
 def is_npz(location: str) -> bool:

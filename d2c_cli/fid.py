@@ -45,11 +45,13 @@ def fid(
     guidance_interval: options.GuidanceInterval = (0.0, 1.0),
     guidance_channels: options.GuidanceChannels = "all",
     precision: options.Precision = "fp32",
+    class_labels: options.ClassLabels = "balanced",
     export_npz: fid_options.ExportNpz = None,
     codec: options.RunCodec = None,
     out: fid_options.FidOut = None,
     batch_size: options.SampleBatch = 64,
     device: options.Device = "auto",
+    gpus: options.Gpus = 1,
     seed: options.Seed = 0,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
@@ -70,6 +72,7 @@ def fid(
     if artifact is not None:
         existing(artifact, "artifact", "d2c pack --ratio 0.008")
     from d2c import fid as stage
+    from d2c import fid_pipeline
     from d2c.runtime import resolve_device, resolve_precision
     from d2c.sampling import SamplerConfig
 
@@ -91,6 +94,7 @@ def fid(
             guidance_channels=guidance_channels,
             precision=resolve_precision(precision, resolve_device(device)),
         ),
+        labels=class_labels,
         subsets=subsets,
         seed=seed,
         export_npz=export_npz,
@@ -111,7 +115,7 @@ def fid(
         return
     if plan.done:
         output.progress.say("fid: up to date")
-    result = stage.run(plan, output.progress)
+    result = fid_pipeline.measure(plan, gpus, output.progress)
     report = dict(result.report)
     rows = [{name: row.get(name) for name in dict.fromkeys((*_COLUMNS, *row))} for row in report["rows"]]
     classes = report["classes"] if output.as_json else report["classes"][:WORST]
