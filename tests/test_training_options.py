@@ -267,7 +267,7 @@ def test_the_model_card_says_what_the_weights_are(watched: Path) -> None:
     assert "# sit-tiny/2, trained on 12 images" in card
     assert "after 12 steps of 6: 6.0 passes" in card
     assert read_json(watched / "run.json")["identity"]["content_id"] in card
-    assert '| flip | "none" |' in card
+    assert '| flip | "grid" |' in card
 
 
 def test_other_logs_get_the_same_figures_and_pictures(
