@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -276,3 +277,11 @@ def test_the_scale_of_the_features_changes_no_selection() -> None:
         for scale in (np.float32(1), np.float32(2**-10), np.float32(2**10))
     ]
     assert picks[0] == picks[1] == picks[2]
+
+
+def test_an_outlier_does_not_keep_the_command_from_choosing() -> None:
+    candidates = clustered(60)
+    features = np.array(candidates.features)
+    features[7] += 60 * features.std()
+    rows = METHODS["ot"].select(replace(candidates, features=features), 5, NONE)
+    assert len(set(rows.tolist())) == 5

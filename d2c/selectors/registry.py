@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from d2c.selectors import geometry, matching, ranks
-from d2c.selectors.base import Candidates, Rows, Selector, features_of
-from d2c.selectors.ot import Weights, ot
+from d2c.selectors.base import Candidates, Features, Rows, Selector, features_of
+from d2c.selectors.ot import STEEPEST, Weights, ot
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,26 @@ class Method:
 SPREAD = 15
 """Median squared distance of features, in epsilons, that they are scaled to for `ot`, whose epsilon is absolute."""
 
+_OUTER = 100
+"""Rows farthest from the mean, among which one of the two that are farthest apart is looked for."""
+
 
 def _ot(candidates: Candidates, budget: int, taken: Rows) -> Rows:
-    features = features_of(candidates)
-    scale = np.sqrt(SPREAD * Weights().epsilon / matching.median_square(features))
+    features, epsilon = features_of(candidates), Weights().epsilon
+    # An outlier may be dozens of medians away, where exp(-distance^2 / epsilon) is nothing.
+    scale = np.sqrt(
+        min(SPREAD * epsilon / matching.median_square(features), 0.9 * STEEPEST * epsilon / _widest(features))
+    )
     return ot(replace(candidates, features=features * np.float32(scale)), budget, taken)
+
+
+def _widest(features: Features) -> float:
+    """The largest squared distance between one of the outermost rows and any other; 1 where all are equal."""
+    centred = features - features.mean(axis=0, dtype=np.float64)
+    norms = np.einsum("nd,nd->n", centred, centred)
+    outermost = np.argsort(norms, kind="stable")[-_OUTER:]
+    squares = norms + norms[outermost, None] - 2 * (centred[outermost] @ centred.T)
+    return float(squares.max()) or 1.0
 
 
 METHODS = {
