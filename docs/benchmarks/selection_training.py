@@ -19,8 +19,8 @@ COMPARED = ("mean FD of classes", "held-out loss")
 TEXT = """# Selections of CIFAR-10, trained
 
 [selection_training.sh](selection_training.sh) made the figures, [selection_training.py](selection_training.py) this
-page: {images} images of {side} px ({share:.1%}), no attachments, {model}, recipe `{recipe}`, {steps:,} steps of
-{batch}: {passes:.0f} passes an image, about as many as in the paper's headline run. {samples:,} samples a run,
+page: {images} images of {side} px ({share:.1%}), nothing attached or mirrored, {model}, recipe `{recipe}`, {steps:,}
+steps of {batch}: {passes:.0f} passes an image, about as many as in the paper's headline run. {samples:,} samples a run,
 {sampler}, {sampling} steps, guidance {guidance}, against {reference:,} real images; the measuring classifier is right
 on {accuracy:.0%} of held-out images, so this is not FID. *Held-out loss* is the averaged weights' denoising loss on 256
 images that nobody chose.

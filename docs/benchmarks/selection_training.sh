@@ -19,8 +19,8 @@ done
 
 one() {
   run=$2/runs/$1 seed=${1##*-}
-  d2c train "$2/shards/$1" --model sit-tiny/4 --recipe small --steps 3000 --seed "$seed" --held-out "$IMAGES" \
-    --watch-every 1000 --out "$run"
+  d2c train "$2/shards/$1" --model sit-tiny/4 --recipe small --steps 3000 --seed "$seed" --set flip=none \
+    --held-out "$IMAGES" --watch-every 1000 --out "$run"
   d2c fid "$run" --samples 2000 --sampling-steps 20
 }
 export -f one
