@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from d2c import charts, fid, picks, pipeline, report, score_pipeline, training
+from d2c import charts, fid, fid_pipeline, picks, pipeline, report, score_pipeline, training
 from d2c.batches import load
 from d2c.errors import D2CError
 from d2c.generator import grid, save_png
@@ -187,9 +187,10 @@ def _run_folder(config: DemoConfig, arm: str, seed: int) -> Path:
 
 def _train_and_measure(demo: _Demo, arm: str, seed: int, shards: Path) -> dict[str, Any]:
     config, out = demo.config, _run_folder(demo.config, arm, seed)
-    numbers = ["--model", MODEL, "--recipe", RECIPE, "--steps", config.steps, *_seed(seed)]
+    # Mirrored digits are no digits.
+    numbers = ["--model", MODEL, "--recipe", RECIPE, "--set", "flip=none", "--steps", config.steps, *_seed(seed)]
     demo.command("train", shards, *numbers, "--device", config.device, "--out", out)
-    asked = recipe(RECIPE, steps=config.steps)
+    asked = recipe(RECIPE, steps=config.steps).changed(["flip=none"])
     settings = training.TrainingConfig(
         artifact=shards, out=out, model=MODEL, recipe=asked, seed=seed, device=config.device
     )
@@ -199,7 +200,7 @@ def _train_and_measure(demo: _Demo, arm: str, seed: int, shards: Path) -> dict[s
     wanted = fid.FidConfig(
         judged=out, workspace=workspace, samples=config.samples, sampler=sampler, device=config.device
     )
-    measured = fid.run(fid.plan(wanted), demo.progress)
+    measured = fid_pipeline.measure(fid.plan(wanted), 1, demo.progress)
     row = measured.report["rows"][0]
     return {
         "arm": arm,

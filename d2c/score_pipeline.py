@@ -237,7 +237,8 @@ def plan_scorer(request: ScoreRequest, source: Source, codec: str, size: int) ->
     small = codec == "rgb"
     model = request.scorer_model or choose_scorer_model(codec, size)
     numbers = recipe("small" if small else "sit", steps=request.scorer_steps or (2_000 if small else 20_000))
-    plain = without_attachments(numbers)
+    # Images are scored as they are, and of some data the mirror image is something else.
+    plain = replace(without_attachments(numbers), flip="none")
     device = resolve_device(request.device)
     latent = open_codec(codec, size, torch.device("cpu")).spec
     # Checked before anything is packed for it.
