@@ -24,7 +24,6 @@ Source = Annotated[
     ),
 ]
 Artifact = Annotated[Path, typer.Argument(metavar="SHARDS", help="An artifact that `d2c pack` wrote.")]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run that `d2c train` finished, such as runs/sit-xl-2-d2c.")]
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs that `d2c fid` measured.")]
 RunOrWeights = Annotated[
     Path,
@@ -37,7 +36,6 @@ RunOrWeights = Annotated[
 # What almost every command shares.
 Workspace = Annotated[Path, folder("--workspace", "Where the stages leave their results and find each other's.")]
 Out = Annotated[Path, folder("--out", "Where the result goes.")]
-RunOut = Annotated[Path | None, folder("--out", "Where the run goes.  [default: runs/MODEL-RECIPE]")]
 SamplesOut = Annotated[
     Path | None,
     folder("--out", "Where the samples go.  [default: RUN/samples; of a weight file, samples/NAME]"),
@@ -74,45 +72,12 @@ Config = Annotated[
 ]
 
 # score
-Scorer = Annotated[
-    str | None,
-    option(
-        "--scorer",
-        "FILE",
-        "The frozen model that judges difficulty: a weight file, a run, a diffusers folder or hub id; or train, to "
-        "train a small one on the source.  [default: the paper's DiT-XL/2 for ImageNet-1k, else train]",
-    ),
-]
-ScorerModel = Annotated[
-    str | None,
-    option("--scorer-model", "MODEL", "What --scorer train trains.  [default: by image size]"),
-]
-ScorerSteps = Annotated[
-    int | None,
-    count("--scorer-steps", "STEPS", "How long --scorer train trains.  [default: 2k for small images, else 20k]"),
-]
-ClassMap = Annotated[
-    Path | None,
-    option(
-        "--class-map",
-        "FILE",
-        "Which class of the source is which of the scorer's: CSV lines or JSON, source class -> number.",
-    ),
-]
 Objective = Annotated[
     Literal["velocity", "eps"] | None,
     option(
         "--objective",
         "velocity|eps",
         "What the model predicts (SiT: velocity, DiT: eps), where its file does not tell.",
-    ),
-]
-Codec = Annotated[
-    str | None,
-    option(
-        "--codec",
-        "rgb|vae|DIR",
-        "Latents: rgb (the pixels) or the Stable Diffusion VAE.  [default: rgb up to 64 px, else vae]",
     ),
 ]
 RunCodec = Annotated[
@@ -123,73 +88,7 @@ RunCodec = Annotated[
         "The codec that turns latents into pixels.  [default: the run's]",
     ),
 ]
-Size = Annotated[
-    int | None,
-    count("--size", "PIXELS", "Side of the square crop.  [default: the images' own up to 64, else 256]"),
-]
-Estimator = Annotated[
-    Literal["stratified", "paper"],
-    option(
-        "--estimator",
-        "stratified|paper",
-        "How times and noise are drawn: alike for all images (ranks better), or each its own (Algorithm 2).",
-    ),
-]
-TargetRankCorr = Annotated[
-    float | None,
-    option(
-        "--target-rank-corr",
-        "R",
-        "Choose --evals by this Spearman correlation, inside a class, between two scorings; 0.95 is good.",
-        parser=finite,
-    ),
-]
-ArrayPart = Annotated[
-    str | None,
-    option("--part", "I/N", "Score only the I-th of N shares, as a task of a job array; run once more to merge."),
-]
-MaxBad = Annotated[
-    float | None,
-    option("--max-bad", "N|SHARE", "Fail where more images, or a larger share, cannot be used.", parser=finite),
-]
-Labels = Annotated[
-    str,
-    option(
-        "--labels",
-        "source|none|clusters:K",
-        "Classes: the source's own, one for all images, or K clusters of similar images (k-means, no download).",
-    ),
-]
-Duplicates = Annotated[
-    Literal["report", "drop", "off"],
-    option(
-        "--duplicates",
-        "report|drop|off",
-        "Exact and near duplicates: list them, also drop all but one of each group from the scores, or do not look.",
-    ),
-]
-Keep = Annotated[
-    Literal["first", "largest", "easiest", "hardest"],
-    option(
-        "--keep", "first|largest|easiest|hardest", "Which of some duplicates stays: by key, by pixels, or by score."
-    ),
-]
-HeldOut = Annotated[
-    str | None,
-    option(
-        "--held-out",
-        "SOURCE",
-        "Images kept apart, such as a validation set: those that are in the source too are listed as leaks.",
-    ),
-]
-RetryBad = Annotated[bool, option("--retry-bad", None, "Try images again that could not be read.")]
 Threads = Annotated[int, count("--threads", "N", "Threads that decode images, for each worker.")]
-Price = Annotated[
-    float | None,
-    option("--price", "MONEY", "Price of a GPU-hour, for the estimate of --dry-run.", parser=finite),
-]
-Evals = Annotated[int, count("--evals", "N", "Model evaluations per image; more rank more reliably.", least=2)]
-ScoreBatch = Annotated[int, count("--batch-size", "IMAGES", "Images at once on one device.")]
 
 # select, attach, pack
 Ratio = Annotated[
@@ -367,51 +266,7 @@ NewTerms = Annotated[
 ]
 
 # train
-Model = Annotated[
-    str,
-    option("--model", "MODEL", "sit-xl/2 and the like: sit or dit, tiny s b l xl, patch 2 4 8."),
-]
-Recipe = Annotated[str, option("--recipe", "d2c|repa|sit|dit|small", "A published recipe; small is for sit-tiny.")]
-Steps = Annotated[int | None, count("--steps", "STEPS", "Optimizer steps.  [default: the recipe's]")]
-Set = Annotated[
-    list[str] | None,
-    option("--set", "FIELD=VALUE", "Change a field of the recipe, such as lr=2e-4 or flip=grid; may be repeated."),
-]
-TrainBatch = Annotated[
-    int | None,
-    count("--batch-size", "IMAGES", "Images per step, over all GPUs.  [default: the recipe's]"),
-]
 
-MicroBatch = Annotated[
-    int | None,
-    count(
-        "--micro-batch", "IMAGES", "Images that a GPU computes at once; gradients add up.  [default: all of its part]"
-    ),
-]
-TrainHeldOut = Annotated[
-    str | None,
-    option(
-        "--held-out",
-        "SOURCE",
-        "Images whose loss shows whether the model memorises; those that are trained on are left out, so it may be the "
-        "source that was scored.",
-    ),
-]
-Patience = Annotated[
-    int | None,
-    count("--patience", "LOOKS", "Stop after so many looks without a new lowest loss of the held-out images."),
-]
-WatchEvery = Annotated[
-    int | None,
-    count("--watch-every", "STEPS", "Draw samples and curves, and read the held-out loss.  [default: ten times]"),
-]
-CheckpointEvery = Annotated[int, count("--checkpoint-every", "STEPS", "Save the state; and every 15 minutes.")]
-KeepCheckpoints = Annotated[int, count("--keep-checkpoints", "N", "Newest states that stay.")]
-KeepEvery = Annotated[int, count("--keep-every", "STEPS", "States that stay for good; 0: none.", least=0)]
-LogTo = Annotated[
-    list[str] | None,
-    option("--log-to", "tensorboard|wandb", "Write the figures there too; may be repeated."),
-]
 
 ReportOut = Annotated[Path, option("--out", "FILE.html", "Where the page goes.")]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from d2c_cli import options, plans
+from d2c_cli import options, plans, train_options
 from d2c_cli.output import Output
 from d2c_cli.paths import existing, quoted
 
@@ -20,22 +20,22 @@ EXAMPLES = (
 def train(
     ctx: typer.Context,
     artifact: options.Artifact,
-    model: options.Model,
-    recipe: options.Recipe = "d2c",
-    steps: options.Steps = None,
-    batch_size: options.TrainBatch = None,
-    set: options.Set = None,  # noqa: A002 (its name on the command line)
-    micro_batch: options.MicroBatch = None,
-    held_out: options.TrainHeldOut = None,
-    patience: options.Patience = None,
-    watch_every: options.WatchEvery = None,
-    checkpoint_every: options.CheckpointEvery = 500,
-    keep_checkpoints: options.KeepCheckpoints = 2,
-    keep_every: options.KeepEvery = 0,
-    log_to: options.LogTo = None,
+    model: train_options.Model,
+    recipe: train_options.Recipe = "d2c",
+    steps: train_options.Steps = None,
+    batch_size: train_options.TrainBatch = None,
+    set: train_options.Set = None,  # noqa: A002 (its name on the command line)
+    micro_batch: train_options.MicroBatch = None,
+    held_out: train_options.TrainHeldOut = None,
+    patience: train_options.Patience = None,
+    watch_every: train_options.WatchEvery = None,
+    checkpoint_every: train_options.CheckpointEvery = 500,
+    keep_checkpoints: train_options.KeepCheckpoints = 2,
+    keep_every: train_options.KeepEvery = 0,
+    log_to: train_options.LogTo = None,
     precision: options.Precision = "auto",
     no_compile: options.NoCompile = False,
-    out: options.RunOut = None,
+    out: train_options.RunOut = None,
     device: options.Device = "auto",
     gpus: options.Gpus = 1,
     seed: options.Seed = 0,
