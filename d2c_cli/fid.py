@@ -120,7 +120,15 @@ def fid(
     rows = [{name: row.get(name) for name in dict.fromkeys((*_COLUMNS, *row))} for row in report["rows"]]
     classes = report["classes"] if output.as_json else report["classes"][:WORST]
     told = {name: report[name] for name in _SHOWN}
-    output.show({"report": result.path, "rows": rows, "worst_classes": classes, **told})
+    output.show(
+        {
+            "report": result.path,
+            "page": result.path.with_name(stage.PAGE),
+            "rows": rows,
+            "worst_classes": classes,
+            **told,
+        }
+    )
 
 
 def fid_stats(

@@ -265,12 +265,8 @@ NewTerms = Annotated[
     option("--source-terms", "URL", "Where the terms of use of the source images stand.  [default: as it is]"),
 ]
 
-# train
-
-
+# sample, fid, report
 ReportOut = Annotated[Path, option("--out", "FILE.html", "Where the page goes.")]
-
-# sample, fid
 Sampler = Annotated[
     Literal["euler", "heun", "sde", "dopri5", "ddim", "ddpm"],
     option(
