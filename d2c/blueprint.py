@@ -18,7 +18,8 @@ from formats.schema import Column, View
 
 HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}", re.ASCII)
 _PUBLIC = re.compile(
-    r"dinov2|scorer(:[0-9]{0,4}(@[0-9.e-]{1,16})?)?|timm:[\w.-]{1,128}|open_clip:[\w-]{1,128}(:[\w.-]{1,128})?",
+    r"dinov2|scorer(:[0-9]{0,4}(@[0-9.e-]{1,16})?)?|timm:[\w.-]{1,128}(:hf://\w[\w./-]{1,200})?|"
+    r"open_clip:[\w-]{1,128}(:[\w.-]{1,128}|:hf://\w[\w./-]{1,200})?",
     re.ASCII,
 )
 TEXT_TABLES = ("text_embeds", "text_mask")

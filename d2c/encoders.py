@@ -31,6 +31,9 @@ UNREADABLE = (
 """What torch, safetensors and the model libraries raise on a weights file that is broken or of another model."""
 
 
+HUB = "hf://"
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderInfo:
     """Which encoder made the tokens, and how; fields that do not apply to it are None.
@@ -116,6 +119,27 @@ def from_hub(repo: str, patterns: Sequence[str], *, hint: str) -> Path:
         ) from error
 
 
+def weights_at(place: str, *, hint: str) -> tuple[Path, str]:
+    """The file at ``place``, a path or ``hf://OWNER/REPO/FILE``, and what to say of where it came from.
+
+    Raises:
+        D2CError: there is no such file.
+    """
+    if not place.startswith(HUB):
+        path = Path(place).expanduser()
+        if not path.is_file():
+            raise D2CError("there is no such weights file", where=path, hint=hint)
+        return path, f"file:{path.name}"
+    owner, repo, *file = place.removeprefix(HUB).split("/")
+    if not file:
+        raise D2CError("this names no file on the hub", found=place, expected="hf://OWNER/REPO/FILE")
+    name = "/".join(file)
+    path = from_hub(f"{owner}/{repo}", (name,), hint=hint) / name
+    if not path.is_file():
+        raise D2CError(f"the hub repository {owner}/{repo} has no {name} in the local cache", hint=hint)
+    return path, place
+
+
 def revision_of(path: Path) -> str:
     """The commit of a file or folder inside the hub cache (``.../snapshots/<commit>/...``); empty elsewhere."""
     parts = path.parts
@@ -159,6 +183,9 @@ def open_clip_weights(spec: str, *, hint: str) -> tuple[str, str, Path]:
             expected=f"open_clip:{name}:TAG_OR_FILE",
             hint=f"one of these tags: {', '.join(tags) or 'none'}; or a checkpoint file",
         )
+    if weights.startswith(HUB):
+        path, source = weights_at(weights, hint=hint)
+        return name, source, path
     if weights not in tags:
         path = Path(weights).expanduser()
         if not path.is_file():
@@ -196,7 +223,7 @@ def load_open_clip(spec: str, device: torch.device, *, image_size: int | None, h
         digest = weights_digest(load_state_dict(str(path)))
         model = open_clip.create_model(
             name,
-            pretrained=str(path) if tag.startswith("file:") else tag,
+            pretrained=str(path) if tag.startswith(("file:", HUB)) else tag,
             precision="fp32",
             force_image_size=image_size,
             require_pretrained=True,
@@ -205,7 +232,7 @@ def load_open_clip(spec: str, device: torch.device, *, image_size: int | None, h
         raise D2CError(
             f"this checkpoint does not fit open_clip's {name}", where=path, found=first_line(error), hint=hint
         ) from error
-    source = tag if tag.startswith("file:") else f"open_clip:{tag}"
+    source = tag if tag.startswith(("file:", HUB)) else f"open_clip:{tag}"
     return OpenClip(frozen(model, device), name, source, revision_of(path), digest)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from d2c.encoders import (
+    HUB,
     UNREADABLE,
     EncoderInfo,
     checked_tokens,
@@ -25,6 +26,7 @@ from d2c.encoders import (
     frozen,
     load_open_clip,
     revision_of,
+    weights_at,
     weights_digest,
 )
 from d2c.errors import D2CError
@@ -67,8 +69,8 @@ def open_vision(
     """The encoder ``name`` for a ``grid`` x ``grid`` token grid.
 
     ``dinov2``, ``timm:MODEL`` (weights of timm's hub repository), ``timm:MODEL:FILE``,
-    ``open_clip:MODEL:TAG_OR_FILE``, or ``scorer``, ``scorer:BLOCK``, ``scorer:BLOCK@TIME`` with ``scorer``, ``codec``
-    and ``seed`` given.
+    ``open_clip:MODEL:TAG_OR_FILE`` (a FILE may be ``hf://OWNER/REPO/FILE``), or ``scorer``, ``scorer:BLOCK``,
+    ``scorer:BLOCK@TIME`` with ``scorer``, ``codec`` and ``seed`` given.
 
     Raises:
         D2CError: unknown name, a grid the encoder cannot make, or weights that are missing or unreachable.
@@ -81,7 +83,7 @@ def open_vision(
         return TimmTokens(DINOV2, None, grid, device)
     if family == "timm" and rest:
         model, _, file = rest.partition(":")
-        return TimmTokens(model, Path(file).expanduser() if file else None, grid, device)
+        return TimmTokens(model, file or None, grid, device)
     if family == "open_clip" and rest:
         return OpenClipTokens(rest, grid, device)
     raise D2CError(f"there is no vision encoder {name!r} here", expected=_GRAMMAR, hint="--vision dinov2")
@@ -92,14 +94,14 @@ class TimmTokens:
     of the patches; registers are dropped.
     """
 
-    def __init__(self, name: str, file: Path | None, grid: int, device: torch.device) -> None:
+    def __init__(self, name: str, file: str | None, grid: int, device: torch.device) -> None:
         import timm
 
         hint = f"give a weights file: --vision timm:{name}:FILE; {_SCORER}"
         architecture = name.split(".", maxsplit=1)[0]
         if not timm.is_model(architecture):
             raise D2CError(f"timm knows no model {name!r}", hint="--vision dinov2, or see timm.list_models('vit_*')")
-        path = _timm_weights(name, file, hint)
+        path, source = weights_at(file, hint=hint) if file else _timm_weights(name, hint)
         input_px = _timm_input(architecture, grid)
         try:
             state = timm.models.load_state_dict(str(path))
@@ -126,7 +128,7 @@ class TimmTokens:
         config: dict[str, Any] = model.pretrained_cfg
         self.info = EncoderInfo(
             name=f"timm:{name}",
-            source=f"file:{path.name}" if file else f"hf://{config['hf_hub_id']}",
+            source=source,
             revision=revision_of(path),
             weights_xxh3=weights_digest(state),
             dim=int(model.num_features),
@@ -206,14 +208,10 @@ class OpenClipTokens:
         return checked_tokens(torch.cat([prefix[:, :1], patches], 1), self.info)
 
 
-def _timm_weights(name: str, file: Path | None, hint: str) -> Path:
-    """The weights file: ``file``, or timm's own from the hub (safetensors)."""
+def _timm_weights(name: str, hint: str) -> tuple[Path, str]:
+    """The weights file that timm itself names on the hub (safetensors), and where it came from."""
     import timm
 
-    if file is not None:
-        if not file.is_file():
-            raise D2CError("there is no such weights file", where=file, hint=hint)
-        return file
     config = timm.models.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         raise D2CError(f"timm has no hub weights for {name}", hint=hint)
@@ -221,7 +219,7 @@ def _timm_weights(name: str, file: Path | None, hint: str) -> Path:
     path = from_hub(config.hf_hub_id, (wanted,), hint=hint) / wanted
     if not path.is_file():
         raise D2CError(f"the hub repository {config.hf_hub_id} has no {wanted} in the local cache", hint=hint)
-    return path
+    return path, f"{HUB}{config.hf_hub_id}"
 
 
 def _timm_input(architecture: str, grid: int) -> int:

@@ -143,7 +143,15 @@ def test_timm_weights_come_from_the_hubs_cache_with_their_revision(
     save_file(saved.state_dict(), repo / "snapshots" / commit / "model.safetensors")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    own = open_vision(f"timm:{name}:hf://timm/{name}.augreg_in21k_ft_in1k/model.safetensors", 2, CPU)
+    assert own.info.source == f"hf://timm/{name}.augreg_in21k_ft_in1k/model.safetensors"
+    assert own.info.revision == commit
+    with pytest.raises(D2CError, match="hf://OWNER/REPO/FILE"):
+        open_vision(f"timm:{name}:hf://timm/{name}", 2, CPU)
+    with pytest.raises(D2CError, match="neither in the local cache nor reachable"):
+        open_vision(f"timm:{name}:hf://nobody/nothing/model.safetensors", 2, CPU)
     encoder = open_vision(f"timm:{name}", 2, CPU)
+    assert encoder.info.weights_xxh3 == own.info.weights_xxh3
     assert encoder.info.source == f"hf://timm/{name}.augreg_in21k_ft_in1k"
     assert encoder.info.revision == commit
     assert encoder.info.weights_xxh3 == weights_digest(saved.state_dict())
