@@ -148,6 +148,30 @@ def inception_file(weights: Path | None) -> Path:
     return weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
 
 
+def fetch_inception() -> Path:
+    """The published weights where torch hub keeps its downloads; downloaded if they are not there, and checked.
+
+    Raises:
+        D2CError: they cannot be reached, or what came is another file.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path = inception_file(None)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), INCEPTION_SHA256, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise D2CError(
+                "the Inception weights of FID could not be downloaded",
+                where=URL_INCEPTION_V3,
+                found=str(error),
+                expected=f"{INCEPTION_FILE} (96 MB, sha256 {INCEPTION_SHA256}...)",
+                hint=f"download it elsewhere and put it at {path}, or name it with --inception FILE",
+            ) from error
+    return path
+
+
 def open_inception(weights: Path | None, device: torch.device) -> Inception:
     """Inception with the given weights file, else with the published one where torch hub keeps its downloads.
 

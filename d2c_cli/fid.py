@@ -67,8 +67,7 @@ def fid(
     """
     output = Output.open(ctx)
     existing(judged, "run and no images", "d2c train shards/ --model sit-xl/2")
-    if inception is not None:
-        existing(inception, "Inception weight file", "a download of it, or leave --inception out")
+    inception = _inception(inception)
     if artifact is not None:
         existing(artifact, "artifact", "d2c pack --ratio 0.008")
     from d2c import fid as stage
@@ -149,8 +148,7 @@ def fid_stats(
     features) and mu_s and sigma_s (sFID). Without Inception weights: statistics in the workspace's classifier.
     """
     output = Output.open(ctx)
-    if inception is not None:
-        existing(inception, "Inception weight file", "a download of it, or leave --inception out")
+    inception = _inception(inception)
     from d2c import fid_stats as stage
 
     settings = stage.StatsConfig(
@@ -158,3 +156,13 @@ def fid_stats(
     )
     result = stage.run(stage.plan(settings), output.progress)
     output.show(result)
+
+
+def _inception(given: Path | None) -> Path | None:
+    if given is not None and str(given) == "download":
+        from d2c.features import fetch_inception
+
+        return fetch_inception()
+    if given is not None:
+        existing(given, "Inception weight file", "--inception download, or leave --inception out")
+    return given

@@ -14,9 +14,9 @@ Inception = Annotated[
     Path | None,
     option(
         "--inception",
-        "FILE",
-        "torch-fidelity's Inception weights (weights-inception-2015-12-05-6726825d.pth), which are not downloaded "
-        "unasked. Without them the distance is taken in a classifier trained on the scored source, and is not called "
+        "FILE|download",
+        "torch-fidelity's Inception weights (weights-inception-2015-12-05-6726825d.pth); download fetches and checks "
+        "them. Without them the distance is taken in a classifier trained on the scored source, and is not called "
         "FID.  [default: where torch hub keeps its downloads, if they are there]",
     ),
 ]

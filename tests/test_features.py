@@ -170,3 +170,26 @@ def test_wrong_weights_file_is_refused_and_runs_no_code(
     with pytest.raises(D2CError, match="does not hold weights of the 2015 Inception network"):
         Inception(path, CPU)
     assert not Path("executed").exists()
+
+
+def test_the_published_weights_are_downloaded_when_asked_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hashlib
+
+    from torch_fidelity import feature_extractor_inceptionv3 as library
+
+    served = tmp_path / "served.pth"
+    served.write_bytes(b"weights")
+    monkeypatch.setattr(library, "URL_INCEPTION_V3", served.as_uri())
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    with pytest.raises(D2CError, match=r"could not be downloaded(.|\n)*invalid hash"):
+        features.fetch_inception()
+    assert not list((tmp_path / "hub").rglob("*.pth"))
+    monkeypatch.setattr(features, "INCEPTION_SHA256", hashlib.sha256(b"weights").hexdigest()[:8])
+    assert features.fetch_inception().read_bytes() == b"weights"
+    served.unlink()
+    assert features.fetch_inception().read_bytes() == b"weights"  # not asked for twice
+    features.fetch_inception().unlink()
+    with pytest.raises(D2CError, match=r"could not be downloaded(.|\n)*put it at"):
+        features.fetch_inception()
