@@ -155,6 +155,8 @@ class Pool:
         if config.score not in table.column_names or not pa.types.is_floating(table.schema.field(config.score).type):
             floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
             raise UsageError("there is no such score", found=config.score, expected=", ".join(floats))
+        # Of a column in pieces each class's rows would be looked up in all of them.
+        table = table.combine_chunks()
         keys = table["key"].combine_chunks()
         # Scores are written in key order: a million strings are sorted only where they are not.
         if len(keys) > 1 and not pc.all(pc.less(keys[:-1], keys[1:])).as_py():
