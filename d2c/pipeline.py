@@ -233,7 +233,8 @@ def attachment_config(request: PackRequest, name: str) -> attachment.AttachmentC
         workspace=request.workspace,
         selection=name,
         text=None if text == "none" else text,
-        template=request.prompt or before.get("prompt") or attachment.TEXT_TEMPLATE,
+        # An empty prompt is a mistake to be told of, not a wish for the usual one.
+        template=before.get("prompt", attachment.TEXT_TEMPLATE) if request.prompt is None else request.prompt,
         synonyms=request.synonyms or before.get("synonyms") or "first",
         vision=None if vision == "none" else vision,
         grid=grid,

@@ -41,6 +41,8 @@ def test_the_prompt_is_ones_own_and_remembered(chosen: Path) -> None:
     assert artifact.manifest["encoders"]["text"]["prompt_template"] == "a blurry {class} on a mat"
     with pytest.raises(D2CError, match="no place for the class"):
         attach(chosen, prompt="a photo")
+    with pytest.raises(D2CError, match="no place for the class"):
+        attach(chosen, prompt="")
 
 
 def test_tokens_of_other_weights_are_not_mixed_with_those_that_are_there(

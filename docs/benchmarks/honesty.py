@@ -157,8 +157,8 @@ The distance is taken in the space of {measured}.
 {table}
 
 {space} of the exact memoriser is {theirs:.2f}, of real images {ours:.2f}, of the worst generator {worst:.0f}: the
-distance does not see the copying. Recall and coverage fall somewhat, since it draws with replacement and so the same
-image several times. The copy rate sees it: {copied:.3f} against {honest:.3f}.
+distance does not see the copying. Recall and coverage fall somewhat (why was not tested), and with noise the distance
+rises too. The copy rate sees it: {copied:.3f} against {honest:.3f}.
 
 {rule}
 
