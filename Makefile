@@ -5,6 +5,9 @@ VENV ?= .venv
 PIP_ARGS ?=
 # Passed to `d2c demo`.
 DEMO_ARGS ?=
+# CIFAR-10's 50,000 training images as Parquet, for the benchmark, and where it works.
+IMAGES ?= cifar10-train.parquet
+BENCH_OUT ?= bench
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 BIN := $(VENV)/bin
@@ -14,11 +17,12 @@ STAMP := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help venv demo test lint format
+.PHONY: help venv demo test lint format bench-a
 help:
 	@echo "make demo    the whole path on handwritten digits, in minutes on a CPU"
 	@echo "make test    every check and every test"
 	@echo "make lint    ruff, mypy and the import contracts only"
+	@echo "make bench-a IMAGES=FILE  rules of selection on CIFAR-10, by distance; compares with the published figures"
 	@echo "make format  rewrite the sources as ruff formats them"
 	@echo "make venv    create $(VENV) and install d2c-toolkit with the tested versions"
 
@@ -49,6 +53,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+bench-a: $(STAMP)
+	@test -e '$(IMAGES)' || { echo "error: $(IMAGES) not found. Name CIFAR-10's training images: make bench-a IMAGES=FILE" >&2; exit 1; }
+	PYTHONPATH=. $(BIN)/python docs/benchmarks/bench.py '$(BENCH_OUT)' --images '$(IMAGES)' --level a
+	PYTHONPATH=. $(BIN)/python docs/benchmarks/bench_compare.py '$(BENCH_OUT)' cifar10
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -15,11 +15,12 @@ from d2c.subsets import WORST
 Array: TypeAlias = np.ndarray[Any, Any]
 MEASURES = {
     "distance": "Fréchet distance",
+    "class_distance": "mean distance of the classes",
     "worst": f"mean distance of the worst {WORST:.0%} of classes",
     "recall": "recall",
     "coverage": "coverage",
 }
-LOWER = ("distance", "worst")
+LOWER = ("distance", "class_distance", "worst")
 """Measures of which less is better."""
 NOTABLE = 3.0
 """Standard deviations from random below which nothing is said to differ: those of five draws are themselves so

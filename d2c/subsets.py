@@ -32,14 +32,15 @@ class Measured:
     """A subset against the full set. None: too few images to tell.
 
     distance: Frechet. recall: share of images within the picks' manifold. coverage: share of images that have a pick
-    among their k nearest. by_class: f8 [C], distance of each class's images, NaN with fewer than two on a side. worst:
-    its mean over the farthest `WORST` of the classes.
+    among their k nearest. by_class: f8 [C], distance of each class's images, NaN with fewer than two on a side.
+    class_distance: its mean. worst: its mean over the farthest `WORST` of the classes.
     """
 
     distance: float
     recall: float | None
     coverage: float | None
     by_class: Array
+    class_distance: float | None
     worst: float | None
 
 
@@ -86,8 +87,10 @@ class FullSet:
             recall, coverage = found.recall, found.coverage
         by_class = ((means - self.means) ** 2 + (deviations - self.deviations) ** 2).sum(axis=1)
         known = np.sort(by_class[np.isfinite(by_class)])[::-1]
-        worst = float(known[: math.ceil(WORST * len(known))].mean()) if len(known) else None
-        return Measured(distance.value, recall, coverage, by_class, worst)
+        mean, worst = (
+            (float(known.mean()), float(known[: math.ceil(WORST * len(known))].mean())) if len(known) else (None, None)
+        )
+        return Measured(distance.value, recall, coverage, by_class, mean, worst)
 
 
 def _moments(features: Array, labels: Array, classes: int) -> tuple[metrics.Stats, Array, Array]:

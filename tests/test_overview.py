@@ -160,7 +160,8 @@ def test_the_selectors_own_space_carries_a_warning(judged: Path) -> None:
     result, html = reported(judged, per_class=(5,))
     assert "same feature space" not in html
     assert {row["space"] for row in result.measured} == {"Features of scorer", "A classifier of this data"}
-    assert {row["measure"] for row in result.measured} == {"distance", "worst", "recall", "coverage", "clusters"}
+    measures = {"distance", "class_distance", "worst", "recall", "coverage", "clusters"}
+    assert {row["measure"] for row in result.measured} == measures
 
 
 def test_the_numbers_are_those_of_the_selection(judged: Path) -> None:
@@ -320,7 +321,7 @@ def test_select_writes_the_page_of_a_selection_that_is_done_already(judged: Path
     assert not page.exists()
     done = json.loads(d2c(*asked, "--report", page, "--json").stdout)
     assert [step["ran"] for step in done["steps"]] == [False, False, True]
-    assert (done["report"], len(done["beside_random"])) == (str(page), 9)
+    assert (done["report"], len(done["beside_random"])) == (str(page), 11)
     assert page.read_bytes() == (judged / "match.html").read_bytes()
     folder = d2c(*asked, "--report", tmp_path)
     assert (folder.exit_code, "report.html" in folder.stderr) == (2, True)

@@ -35,6 +35,7 @@ def test_statistics_read_in_blocks_are_those_of_the_whole(monkeypatch: pytest.Mo
     by_class = metrics.class_frechet(features, labels, features[rows], labels[rows])
     assert by_class.covariance == "diagonal"
     np.testing.assert_allclose(found.by_class, [by_class.per_class[c] for c in range(4)], rtol=1e-9)
+    assert found.class_distance == pytest.approx(by_class.value)
     assert found.worst == pytest.approx(max(by_class.per_class.values()))
 
 

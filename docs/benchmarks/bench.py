@@ -1,0 +1,298 @@
+"""The benchmark: does choosing and attaching help, on this data, beside random? Only public commands; resumable.
+
+python docs/benchmarks/bench.py OUT --images SOURCE --level a          # subsets by distance, no training: minutes
+python docs/benchmarks/bench.py OUT --images SOURCE --level b          # every rule trained, 3 runs each: hours
+python docs/benchmarks/bench.py OUT --images SOURCE --level c          # 1,000 passes an image, 5 runs: many hours
+python docs/benchmarks/bench_page.py OUT cifar10                       # the page, from what is finished
+
+Each level first says what is left and how long that should take. Kill it at any moment; run it again. `--domain` names
+the data in the results; `longtail`, `unlabelled` and `glyphs` are made or read in their own ways (see `DOMAINS`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from machine import machine, note
+
+from d2c.selectors import METHODS
+from formats.files import read_json, write_json
+
+MODELS = {"sit": "sit-tiny/4", "dit": "dit-tiny/4"}
+STEPS, BATCH = 3000, 32
+HERE = Path(__file__).parent
+LEVEL_A = (*METHODS, "gradient")
+"""`gradient`: interval sampling by the mean squared gradient of the pixels, which needs no model."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """How a source of images is scored and measured."""
+
+    labels: str = "source"
+    mirror: bool = True
+    """Whether a mirror image means the same: for the teacher and for training."""
+    reference: bool = False
+    """Measure against `--reference`, not against what was scored."""
+
+
+DOMAINS = {
+    "cifar10": Domain(),
+    "longtail": Domain(reference=True),
+    "unlabelled": Domain(labels="clusters:10"),
+    "glyphs": Domain(mirror=False),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trained run."""
+
+    method: str
+    budget: int
+    """Images a class; 0: all."""
+    seed: int
+    attach: str = "none"
+    scorer: str = "own"
+    objective: str = "sit"
+    steps: int = STEPS
+
+    @property
+    def shards(self) -> str:
+        """Cells with the same images and attachments share an artifact."""
+        seeded = self.method in ("full", "gradient") or not METHODS[self.method].seeded
+        parts = [self.method, self.attach, self.scorer, self.budget, *([] if seeded else [self.seed])]
+        return "-".join(map(str, parts))
+
+    @property
+    def name(self) -> str:
+        return "-".join(map(str, asdict(self).values()))
+
+
+def cells(level: str, domain: str) -> list[Cell]:
+    """The runs of a level, what matters most first."""
+    if level == "c":
+        return [
+            *_grid(("random", "interval", "kernel", "match", "ot", "full"), (10,), 5),
+            *_grid(("random", "interval", "kernel", "match", "ot", "full"), (100,), 5, steps=31_250),
+        ]
+    rules = ("random", "interval", "kernel", "match", "ot", "moments", "random-window", "min", "max", "gradient")
+    found = [*_grid(rules, (10, 100), 3), *_grid(("full",), (0,), 3)]
+    if domain == "cifar10":
+        for attach in ("both", "vision", "text"):
+            found += _grid(("random", "interval") if attach == "both" else ("random",), (10, 100), 3, attach=attach)
+        for scorer in ("weak", "tenth"):
+            found += _grid(("interval", "match"), (10,), 3, scorer=scorer)
+        found += _grid(("random", "interval", "match"), (10, 100), 3, objective="dit")
+    return found
+
+
+def _grid(methods: Iterable[str], budgets: Iterable[int], seeds: int, **others: Any) -> list[Cell]:
+    # Full data has no budget; what it is compared with may train for longer.
+    return [
+        Cell(method, 0 if method == "full" else budget, seed, **others)
+        for budget in budgets
+        for method in methods
+        for seed in range(seeds)
+    ]
+
+
+class Bench:
+    """One domain in one folder."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.domain, self.rules = args.domain, DOMAINS[args.domain]
+        self.images, self.reference, self.jobs, self.size = args.images, args.reference, args.jobs, args.size
+        self.out: Path = args.out / args.domain
+        self.results = self.out / "results"
+        self.chooser, self.teacher = self.out / "chooser.parquet", self.out / "teacher.safetensors"
+        self._packing = threading.Lock()
+
+    def d2c(self, command: str, *options: object, workspace: str = "workspace") -> dict[str, Any]:
+        """Run a command of the toolkit; its JSON."""
+        words = [sys.executable, "-m", "d2c_cli", command, *map(str, options), "--json"]
+        env = {
+            **os.environ, "D2C_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE",
+            "D2C_WORKSPACE": str(self.out / workspace),
+        }  # fmt: skip
+        done = subprocess.run(words, env=env, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(words)}\n{done.stderr[-2000:]}\n{done.stdout[-2000:]}")
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def prepare(self) -> None:
+        """Score the source, and train beside it the network whose features choose."""
+        with ThreadPoolExecutor(2) as pool:
+            jobs = [pool.submit(self._score, "workspace", max(1, self.jobs - 1))]
+            if self.rules.labels == "source":
+                jobs.append(pool.submit(self._script, "chooser.py", self.chooser))
+            for job in jobs:
+                job.result()
+
+    def _score(self, workspace: str, processes: int, *options: object) -> None:
+        common = ("--size", self.size, "--codec", "rgb", "--evals", 8, "--labels", self.rules.labels)
+        scorer = options or ("--scorer", "train", "--scorer-model", MODELS["sit"])
+        self.d2c("score", self.images, *common, *scorer, "--gpus", processes, workspace=workspace)
+
+    def _script(self, name: str, *options: object) -> None:
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        words = [sys.executable, HERE / name, self.images, *options]
+        subprocess.run(list(map(str, words)), env=env, check=True, stdout=sys.stderr)
+
+    def choice(self, method: str, budget: int, seed: int) -> list[object]:
+        """The options that select."""
+        if method == "full":
+            return ["--ratio", 1.0, "--method", "random"]
+        rule = ["--method", "interval", "--score", "gradient"] if method == "gradient" else ["--method", method]
+        if method in METHODS and METHODS[method].features:
+            # Without labels there is nothing to train a network of one's own on.
+            rule += ["--features", self.chooser if self.rules.labels == "source" else "scorer"]
+        return ["--per-class", budget, *rule, "--seed", seed]
+
+    def distances(self, method: str, budget: int) -> None:
+        """Level A: one selection beside random ones."""
+        page = self.out / "pages" / f"{method}-{budget}.html"
+        found = self.d2c("select", *self.choice(method, budget, 0), "--report", page)
+        stage = read_json(self.out / "workspace" / "selection" / found["selection"] / "stage.json")
+        rows = {(row["space"], row["measure"]): row for row in found["beside_random"]}
+        measures = {
+            measure: {key: row[key] for key in ("value", "random_mean", "random_sd", "z")}
+            for (space, measure), row in rows.items()
+            if space == "A classifier of this data"
+        }
+        self._keep(f"a-{method}-{budget}", {"level": "a", "method": method, "budget": budget, "measures": measures,
+                                           "seconds": stage["cost"]["seconds"]})  # fmt: skip
+
+    def train(self, cell: Cell) -> None:
+        """One run: packed, trained, measured."""
+        start = time.perf_counter()
+        shards, run = self.out / "shards" / cell.shards, self.out / "runs" / cell.name
+        workspace = "workspace" if cell.scorer == "own" else f"workspace-{cell.scorer}"
+        with self._packing:
+            if cell.scorer != "own":
+                self._rescore(cell.scorer)
+            text = "hashed" if cell.attach in ("text", "both") else "none"
+            vision = "none"
+            if cell.attach in ("vision", "both"):
+                mirror = ["--mirror"] if self.rules.mirror else []
+                self._script("teacher.py", self.teacher, "--size", self.size, *mirror)
+                vision = f"timm:test_vit:{self.teacher}"
+            self.d2c("pack", *self.choice(cell.method, cell.budget, cell.seed), "--text", text, "--vision", vision,
+                     "--grid", self.size // 4, "--licence", "LicenseRef-benchmark", "--out", shards,
+                     workspace=workspace)  # fmt: skip
+        flip = "grid" if self.rules.mirror else "none"
+        self.d2c("train", shards, "--model", MODELS[cell.objective], "--recipe", "small", "--steps", cell.steps,
+                 "--seed", cell.seed, "--set", f"flip={flip}", "--held-out", self.images, "--watch-every", 1000,
+                 "--keep-checkpoints", 1, "--out", run)  # fmt: skip
+        against = ["--reference", self.reference] if self.rules.reference else []
+        self.d2c("fid", run, "--samples", 2000, "--sampling-steps", 20, *against)
+        report = read_json(run / "fid" / "fid.json")
+        clock = json.loads((run / "memorisation.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+        figures = {name: report["rows"][0][name] for name in ("distance", "class_distance", "precision", "recall")}
+        figures |= {name: report["rows"][0].get(name) for name in ("density", "coverage", "copy_rate")}
+        figures |= {name: clock[name] for name in ("held_out", "held_out_bins", "train", "train_bins")}
+        self._keep(cell.name, {
+            "level": "bc", **asdict(cell), "figures": figures, "copies_flagged": report["copying"]["flagged"],
+            "costs": report["costs"], "wall_seconds": round(time.perf_counter() - start, 1),
+            "protocol": {key: value for key, value in report["protocol"].items() if key != "training_seed"},
+            "anchors": [{key: row[key] for key in ("name", "n", "distance", "class_distance")}
+                        for row in report["rows"][1:]],
+        })  # fmt: skip
+        for state in (run / "checkpoints").glob("*"):  # the averaged weights stay
+            state.unlink()
+
+    def _rescore(self, scorer: str) -> None:
+        if scorer == "weak":
+            self._score(f"workspace-{scorer}", self.jobs, "--scorer-model", MODELS["sit"], "--scorer-steps", 200)
+            return
+        shards, run = self.out / "shards" / "scorer-tenth", self.out / "runs" / "scorer-tenth"
+        self.d2c("pack", "--ratio", 0.1, "--method", "random", "--seed", 100, "--text", "none", "--vision", "none",
+                 "--licence", "LicenseRef-benchmark", "--out", shards)  # fmt: skip
+        self.d2c("train", shards, "--model", MODELS["sit"], "--recipe", "small", "--set", "flip=none", "--out", run)
+        self._score(f"workspace-{scorer}", self.jobs, "--scorer", run)
+
+    def _keep(self, name: str, row: dict[str, Any]) -> None:
+        write_json(self.results / f"{name}.json", {"domain": self.domain, **row})
+
+    def facts(self) -> None:
+        """What the page says of the networks that scored, taught and judged."""
+        read = {
+            name: read_json(self.out / "workspace" / name / "stage.json")["summary"] for name in ("scores", "judge")
+        }
+        scores, networks = read["scores"], {"chooser": self.chooser, "teacher": self.teacher}
+        write_json(self.out / "facts.json", {
+            "domain": self.domain, "size": self.size, "images": scores["images"], "classes": len(scores["classes"]),
+            "scorer": scores["scorer"]["facts"]["model"], "trust": scores["rank_correlation"],
+            **{name: read_json(path.with_suffix(".json")) for name, path in networks.items() if path.exists()},
+            "judge": read["judge"]["accuracy"],
+            "machine": machine(("torch", "numpy", "scipy", "scikit-learn", "timm")).replace("\n", " "),
+        })  # fmt: skip
+
+    def left(self, names: Iterable[str]) -> set[str]:
+        return {name for name in names if not (self.results / f"{name}.json").exists()}
+
+    def all_of(self, jobs: list[tuple[str, Callable[[], None]]], guess: float) -> None:
+        """Say how long it should take, then do what is left, ``jobs`` at a time."""
+        wanted = self.left(name for name, _ in jobs)
+        todo = [(name, job) for name, job in jobs if name in wanted]
+        spent = [read_json(path).get("wall_seconds") for path in self.results.glob("*.json")]
+        known = [seconds for seconds in spent if seconds]
+        each = sum(known) / len(known) if known and guess > 60 else guess
+        hours = each * len(todo) / self.jobs / 3600
+        done = len(jobs) - len(todo)
+        note(f"{self.domain}: {done} done, {len(todo)} to do, about {hours:.1f} h at {self.jobs} at a time")
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = [pool.submit(job) for _, job in todo]
+            for (name, _), future in zip(todo, futures, strict=True):
+                try:
+                    future.result()
+                except BaseException:
+                    pool.shutdown(cancel_futures=True, wait=False)
+                    raise
+                note(f"done: {name}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--images", required=True, help="what `d2c score` takes")
+    parser.add_argument("--reference", help="what to measure against, where that is not the scored images")
+    parser.add_argument("--domain", choices=list(DOMAINS), default="cifar10")
+    parser.add_argument("--level", choices=["a", "b", "c"], default="a")
+    parser.add_argument("--only", default="", help="regular expression: only cells with such a name")
+    parser.add_argument("--size", type=int, default=16)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one thread")
+    args = parser.parse_args()
+    args.out = args.out.absolute()
+    bench = Bench(args)
+    bench.prepare()
+    wanted = re.compile(args.only)
+    if args.level == "a":
+        # `ot` takes minutes for more than a few picks.
+        pairs = [(method, budget) for budget in (10, 50, 100) for method in LEVEL_A if method != "ot" or budget == 10]
+        jobs = [(f"a-{m}-{b}", lambda m=m, b=b: bench.distances(m, b)) for m, b in pairs if wanted.search(f"a-{m}-{b}")]
+        if jobs and bench.left([jobs[0][0]]):
+            jobs[0][1]()  # alone, since it trains the judge
+        bench.all_of(jobs, guess=15)
+        bench.facts()
+        return
+    found = [cell for cell in cells(args.level, args.domain) if wanted.search(cell.name)]
+    bench.all_of([(cell.name, lambda cell=cell: bench.train(cell)) for cell in found], guess=200)
+    bench.facts()
+
+
+if __name__ == "__main__":
+    main()

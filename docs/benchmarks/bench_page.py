@@ -1,0 +1,317 @@
+"""Write a domain's page, report, figure and tables from what bench.py left: every figure is read, none is typed.
+
+python docs/benchmarks/bench_page.py OUT DOMAIN [FOLDER]     # FOLDER/DOMAIN.{md,html,svg,json,parquet}
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from bench_figure import figure
+from first_run import read, table
+from scipy import stats
+
+from d2c import report
+from formats.files import write_bytes, write_json
+
+Row = dict[str, Any]
+Group = tuple[str, str, str, int, int]
+"""Objective, attachments, scorer, budget and steps: what two arms must share to be compared."""
+MEASURES = {
+    "distance": ("FD", 2),
+    "class_distance": ("class FD", 2),
+    "held_out": ("held-out loss", 4),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "coverage": ("coverage", 3),
+    "copy_rate": ("copy rate", 4),
+}
+SUBSET_MEASURES = ("distance", "class_distance", "recall", "coverage")
+COMPARED = ("class_distance", "held_out")
+"""What rules are ranked by: FD alone misses `max`, and the held-out loss asks for all of the data."""
+TITLES = {
+    "cifar10": "CIFAR-10",
+    "longtail": "A long-tailed CIFAR-10",
+    "unlabelled": "CIFAR-10 without its labels",
+    "glyphs": "Letters and digits of fonts",
+}
+ATTACHED = {"both": "text and vision", "text": "text", "vision": "vision"}
+SCORERS = {
+    "weak": "a scorer trained for a tenth of the steps",
+    "tenth": "a scorer that saw a random tenth of the images",
+}
+STAGES = ("train_scorer", "score", "attach", "train", "sample")
+WIDTHS = "Mean ± standard deviation over the runs."
+LIMITS = (
+    "Two arms differ beyond the noise where Welch's t-test says p < 0.05. Nothing is corrected for the number of "
+    "comparisons: of twenty, one is expected to look so by chance. Scores of pixels are mostly texture: in a latent "
+    "space rules may rank otherwise."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: paragraphs, then tables (caption, header, rows), then a list."""
+
+    title: str
+    words: list[str]
+    tables: list[tuple[str, list[str], list[list[str]]]] = field(default_factory=list)
+    points: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The runs of one rule in one group."""
+
+    method: str
+    runs: list[Row]
+
+    def values(self, measure: str) -> np.ndarray:
+        return np.array([run["figures"][measure] for run in self.runs], dtype=float)
+
+    def mean(self, measure: str) -> float:
+        return float(self.values(measure).mean())
+
+    def error(self, measure: str) -> float:
+        """The standard error of the mean; NaN of a single run."""
+        values = self.values(measure)
+        return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+Arms = dict[str, Arm]
+
+
+def main(out: Path, domain: str, here: Path) -> None:
+    """Read the results and write the five files."""
+    facts = read(out / domain / "facts.json")
+    rows = [read(path) for path in sorted((out / domain / "results").glob("*.json"))]
+    trained = [row for row in rows if row["level"] != "a"]
+    groups = grouped(trained)
+    sections = [
+        what(facts, trained),
+        subsets([row for row in rows if row["level"] == "a"]),
+        *[arms_section(group, arms) for group, arms in groups.items()],
+        findings(groups),
+        costs(trained),
+    ]
+    title = f"{TITLES[domain]}: does choosing and attaching help?"
+    picture = None
+    if groups:
+        group, arms = next(iter(groups.items()))
+        labels = {name: f"{name} ({len(arm.runs)})" for name, arm in arms.items()}
+        panels = [
+            (MEASURES[measure][0], {labels[name]: arm.values(measure) for name, arm in arms.items()})
+            for measure in COMPARED
+        ]
+        picture = figure(heading(group), panels, labels.get("random"))
+        write_bytes(here / f"{domain}.svg", picture.encode())
+    write_bytes(here / f"{domain}.md", markdown(title, domain, sections, picture is not None).encode())
+    report.write(here / f"{domain}.html", page(title, sections, picture))
+    write_json(here / f"{domain}.json", {"facts": facts, "rows": rows})
+    pq.write_table(pa.Table.from_pylist([flat(row) for row in rows]), here / f"{domain}.parquet")
+
+
+def grouped(rows: list[Row]) -> dict[Group, Arms]:
+    """Arms by group, the plainest first; full data stands in each group that is otherwise alike."""
+    found: dict[Group, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        key = (row["objective"], row["attach"], row["scorer"], row["budget"], row["steps"])
+        found[key][row["method"]].append(row)
+    full = {(key[0], key[1], key[2], key[4]): arms.pop("full") for key, arms in found.items() if "full" in arms}
+    groups: dict[Group, Arms] = {}
+    for key in sorted(found, key=lambda k: (k[0] != "sit", k[1] != "none", k[2] != "own", k[3], k[4], k)):
+        arms = {method: Arm(method, runs) for method, runs in found[key].items()}
+        if not arms:
+            continue
+        alike = full.get((key[0], key[1], key[2], key[4]))
+        if alike:
+            arms["full"] = Arm("full", alike)
+        groups[key] = dict(sorted(arms.items(), key=lambda item: item[1].mean("class_distance")))
+    return groups
+
+
+def heading(group: Group) -> str:
+    """What the arms of a group have in common."""
+    objective, attach, scorer, budget, steps = group
+    parts = [f"{budget} images a class, {steps:,} steps"]
+    parts += [f"{ATTACHED[attach]} attached"] if attach != "none" else []
+    parts += [f"chosen by {SCORERS[scorer]}"] if scorer != "own" else []
+    return ", ".join([*parts, *(["DiT's objective"] if objective == "dit" else [])])
+
+
+def what(facts: Row, trained: list[Row]) -> Section:
+    """The networks and the protocol."""
+    trust = facts["trust"]
+    right = {name: f"{facts[name]['accuracy']:.0%}" for name in ("chooser", "teacher") if name in facts}
+    ranks = f"{trust['evaluations']} evaluations an image, split-half rank correlation inside a class"
+    networks = [
+        f"{facts['images']:,} images of {facts['classes']} classes at {facts['size']} px, as pixels.",
+        f"Scorer: {facts['scorer']}, {ranks} {trust['split_half']:.2f}.",
+        f"Features that choose: a convolutional network's, right on {right['chooser']} of held-out images."
+        if "chooser" in right
+        else "Features that choose: the scorer's.",
+        *(
+            [f"Attached tokens: a small vision transformer's, right on {right['teacher']}."]
+            if "teacher" in right
+            else []
+        ),
+        f"Judge, in whose features all is measured: another convolutional network, right on {facts['judge']:.0%}.",
+        "These networks share nothing but the images and labels. No distance here is FID.",
+    ]
+    words = [" ".join(networks)]
+    if trained:
+        protocol = trained[0]["protocol"]
+        sampler = protocol["sampler"]
+        words.append(
+            f"Runs: sit-tiny/4 (dit-tiny/4 for DiT's objective), recipe `{protocol['recipe']}`, batch "
+            f"{protocol['batch_size']}; {protocol['samples']:,} samples, {sampler['method']}, {sampler['steps']} "
+            f"steps, guidance {sampler['guidance']}, against {protocol['reference_images']:,} real images. FD: Fréchet "
+            "distance. Class FD: its mean over classes. Held-out loss: denoising loss of the averaged weights on 256 "
+            "images that were not chosen. Copy rate: 0.01 is what unseen real images have. A random arm has another "
+            "draw in each run; the other rules differ in the training seed alone."
+        )
+    return Section("What was measured", [*words, facts["machine"]])
+
+
+def subsets(rows: list[Row]) -> Section:
+    """Level A."""
+    tables = []
+    names = {measure: MEASURES[measure][0] for measure in SUBSET_MEASURES}
+    for budget in sorted({row["budget"] for row in rows}):
+        chosen = [row for row in rows if row["budget"] == budget]
+        first = chosen[0]["measures"]
+        draws = [f"{first[m]['random_mean']:.3f} ± {first[m]['random_sd']:.3f}" for m in names]
+        body = [["random, 5 draws", *draws, ""]]
+        for row in sorted(chosen, key=lambda row: row["measures"]["class_distance"]["value"]):
+            found = [row["measures"][m] for m in names]
+            cells = [f"{one['value']:.3f} ({one['z']:+.1f})" for one in found]
+            body.append([row["method"], *cells, f"{row['seconds']:.0f}"])
+        tables.append((f"{budget} images a class", ["rule", *names.values(), "s"], body))
+    words = (
+        "The chosen images themselves against all images. In brackets: distance from random in standard deviations of "
+        "five draws, of which fewer than 3 are noise. s: seconds of choosing, on a shared core."
+    )
+    return Section("Subsets, without training", [words if rows else "Not run yet."], tables)
+
+
+def arms_section(group: Group, arms: Arms) -> Section:
+    """Levels B and C."""
+    passes = max(arm.runs[0]["protocol"]["passes_per_image"] for arm in arms.values())
+    header = ["rule", "runs", *(name for name, _ in MEASURES.values())]
+    body = [
+        [name, str(len(arm.runs)), *(spread(arm, measure, digits) for measure, (_, digits) in MEASURES.items())]
+        for name, arm in arms.items()
+    ]
+    points = (
+        [against(arm, arms["random"]) for name, arm in arms.items() if name != "random"] if "random" in arms else []
+    )
+    words = [f"{passes:,.0f} passes an image. {WIDTHS}"]
+    return Section(heading(group), words, [("", header, body)], [point for point in points if point])
+
+
+def spread(arm: Arm, measure: str, digits: int) -> str:
+    """Mean and standard deviation of an arm."""
+    values = arm.values(measure)
+    if np.isnan(values).any():
+        return ""
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else "")
+
+
+def against(arm: Arm, other: Arm, measures: Sequence[str] = COMPARED) -> str:
+    """How far two arms are apart, in standard errors, and whether that is noise; empty with fewer than 3 runs."""
+    if min(len(arm.runs), len(other.runs)) < 3:
+        return ""
+    parts = []
+    for measure in measures:
+        name, digits = MEASURES[measure]
+        gap = arm.mean(measure) - other.mean(measure)
+        size = abs(gap) / np.hypot(arm.error(measure), other.error(measure))
+        p = float(stats.ttest_ind(arm.values(measure), other.values(measure), equal_var=False).pvalue)
+        noise = "within the noise" if p >= 0.05 else f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
+        word = "lower" if gap < 0 else "higher"
+        parts.append(f"{name} {abs(gap):.{digits}f} {word} ({size:.1f} standard errors, {noise})")
+    names = [one.method for one in (arm, other)]
+    return f"`{names[0]}`{'' if names[0] == names[1] else f' against `{names[1]}`'}: {'; '.join(parts)}."
+
+
+def findings(groups: dict[Group, Arms]) -> Section:
+    """What attachments, scorers and other rules change, as far as there are runs."""
+    points = []
+    for key, arms in groups.items():
+        objective, attach, scorer, budget, steps = key
+        pairs = [(ours, rule) for ours in ("match", "kernel") for rule in ("interval", "ot")]
+        found = [against(arms[ours], arms[rule]) for ours, rule in pairs if ours in arms and rule in arms]
+        points += [f"{heading(key)}: {told}" for told in found if told]
+        base = groups.get((objective, "none", "own", budget, steps), {})
+        for rule, arm in arms.items():
+            compared = rule != "full" and (attach != "none" or scorer != "own") and rule in base
+            if compared and (told := against(arm, base[rule], ("distance", *COMPARED))):
+                points.append(f"{heading(key)}, against the same without: {told}")
+    return Section("What follows", [LIMITS], points=points)
+
+
+def costs(rows: list[Row]) -> Section:
+    """Seconds by stage."""
+    if not rows:
+        return Section("Cost", ["Nothing was trained yet."])
+    spent = {name: [row["costs"].get(name) or 0 for row in rows] for name in STAGES}
+    body = [[name, f"{np.median(values):,.0f}", f"{max(values):,.0f}"] for name, values in spent.items()]
+    hours = sum(sum(spent[name]) for name in ("attach", "train", "sample")) / 3600
+    words = (
+        "Seconds of one CPU thread, on cores that were shared with other work. Scoring is done once for all runs. "
+        f"{len(rows)} runs took {hours:.1f} h."
+    )
+    return Section("Cost", [words], [("", ["stage", "median", "most"], body)])
+
+
+def markdown(title: str, domain: str, sections: Sequence[Section], figured: bool) -> str:
+    """The page."""
+    made = (
+        "[bench.py](bench.py) made the figures, [bench_page.py](bench_page.py) this page and [the same with its figure "
+        f"inside]({domain}.html). Every run: [{domain}.json]({domain}.json), [{domain}.parquet]({domain}.parquet)."
+    )
+    parts = [f"# {title}", made]
+    parts += [f"![Every run, with means and standard errors]({domain}.svg)"] if figured else []
+    for section in sections:
+        parts += [f"## {section.title}", *section.words]
+        for caption, header, body in section.tables:
+            parts += [*([f"### {caption}"] if caption else []), table(header, body)]
+        parts += ["\n".join(f"- {point}" for point in section.points)] if section.points else []
+    return "\n\n".join(parts) + "\n"
+
+
+def page(title: str, sections: Sequence[Section], picture: str | None) -> str:
+    """The report: one file, without script or network."""
+    found = [report.chart(picture, "Each run, and mean and standard error of the rule")] if picture else []
+    for section in sections:
+        inside = [report.text(plain(word)) for word in section.words]
+        inside += [report.table(caption or section.title, header, body) for caption, header, body in section.tables]
+        inside += [report.text(plain(point)) for point in section.points]
+        found.append(report.section(section.title, *inside))
+    return report.page(title, found)
+
+
+def plain(markdown: str) -> str:
+    return markdown.replace("`", "")
+
+
+def flat(row: Row) -> Row:
+    """A row of plain columns."""
+    found = {key: value for key, value in row.items() if not isinstance(value, dict | list)}
+    for part in ("figures", "costs"):
+        found |= {f"{part}_{key}": value for key, value in row.get(part, {}).items()}
+    for measure, values in row.get("measures", {}).items():
+        found |= {f"{measure}_{key}": value for key, value in values.items()}
+    return found
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]) if len(sys.argv) > 3 else Path(__file__).parent)
