@@ -5,7 +5,7 @@ Interval sampling (paper, section 3.2): in each class sort ascending by score an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from d2c.runtime import Ranks
 from d2c.selection_rule import Pool, SelectionConfig, class_quotas, select
 from d2c.selectors import METHODS
 from d2c.tokens import save_array
-from d2c.workspace import FEATURES, SCORES, SELECTION, Record, Stage, Workspace
+from d2c.workspace import CROSS_ENTROPIES, FEATURES, SCORES, SELECTION, Record, Stage, Workspace
 from formats.files import read_table, write_json, write_table
 
 __all__ = ["Plan", "Selection", "SelectionConfig", "class_quotas", "load", "plan", "run", "select", "shares"]
@@ -86,6 +86,9 @@ def plan(config: SelectionConfig) -> Plan:
         raise UsageError(f"{config.method} looks at images, not only at scores", hint="add --features scorer")
     if "features" in config.asked() and config.features is not None:
         inputs["features"] = workspace.features(config.features).require("d2c select --features ENCODER").digest
+    if config.needs_confidence:
+        needed = workspace.confidence(str(config.features)).require("d2c select --method ot")
+        inputs["confidence"] = needed.digest
     if config.method not in METHODS:
         inputs["method"] = plugin.digest(config.method)
     stage = workspace.selection(config.name)
@@ -130,6 +133,8 @@ def run(plan: Plan, progress: Progress | None = None) -> Selection:
                 lock.release()
     runtime.once(lambda: workspace.set_current("selection", {"name": plan.config.name}))
     result = load(workspace, plan.config.name)
+    for note in result.record.summary.get("confidence", {}).get("notes", []):
+        progress.warn(note)
     short = plan.shortfalls
     for name, missing in short[:5]:
         progress.warn(f"class {name!r} has {missing} images fewer than its share: it gives all it has")
@@ -149,7 +154,11 @@ def _pool(plan: Plan) -> Pool:
     features = None
     if "features" in plan.inputs:
         features = np.load(workspace.features(str(config.features)).path / FEATURES, mmap_mode="r", allow_pickle=False)
-    return Pool.of(read_table(scores, columns), config, len(plan.names), features)
+    pool = Pool.of(read_table(scores, columns), config, len(plan.names), features)
+    if "confidence" not in plan.inputs:
+        return pool
+    path = workspace.confidence(str(config.features)).output(CROSS_ENTROPIES)
+    return replace(pool, cross_entropies=np.load(path, allow_pickle=False))
 
 
 def _choose_parts(ranks: Ranks, job: _Job) -> None:
@@ -179,6 +188,9 @@ def _finish(plan: Plan, parts: list[Part]) -> None:
     if "features" in plan.inputs:
         workspace = Workspace(plan.config.workspace)
         summary["features"] = workspace.features(str(plan.config.features)).require("d2c select").summary
+    if "confidence" in plan.inputs:
+        judged = Workspace(plan.config.workspace).confidence(str(plan.config.features)).require("d2c select").summary
+        summary["confidence"] = {"weight": plan.config.confidence, **judged}
     stage.finish([SELECTION, "selection.json"], summary, device="cpu")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from d2c import plugin
+from d2c import discriminant, plugin
 from d2c.budgets import Quotas, parse_balance, quotas
 from d2c.config import execution, identity
 from d2c.errors import UsageError
 from d2c.selectors import METHODS, Candidates, Rows, Selector, ranks
+from d2c.selectors.ot import Weights
+from d2c.selectors.registry import transported
 from formats.hashing import xxh3_json
 
 Array = np.ndarray[Any, Any]
@@ -47,6 +49,8 @@ class SelectionConfig:
     """The column of the scores that says how hard an image is."""
     features: str | None = None
     """Folder of finished features in the workspace (`d2c.embedding`), for methods that look at images."""
+    confidence: float = Weights().confusion
+    """Weight of a classifier's cross-entropies for `ot` (`d2c.discriminant`); 0 leaves them out."""
     seed: int = 0
     gpus: int = execution(1)
     """Processes that share the classes."""
@@ -55,7 +59,8 @@ class SelectionConfig:
     def asked(self) -> dict[str, Any]:
         """The identity, without the options that do not concern the method."""
         method = METHODS.get(self.method)
-        unused = set() if self.method == "interval" else {"interval"}
+        only = {"interval": "interval", "confidence": "ot"}
+        unused = {name for name, other in only.items() if self.method != other}
         if method is not None:
             unused |= set() if method.features else {"features"}
             unused |= set() if method.seeded else {"seed"}
@@ -79,6 +84,8 @@ class SelectionConfig:
             raise UsageError("the interval is a distance in ranks", found=self.interval, expected="1 or more")
         if self.easiest is not None and not 0 < self.easiest <= 1:
             raise UsageError("the easiest are a share of a class", found=self.easiest, expected="0 < share <= 1")
+        if not 0 <= self.confidence < np.inf:
+            raise UsageError("confidence has a weight", found=self.confidence, expected="0 or more")
         if self.method not in METHODS and ":" not in self.method:
             raise UsageError(
                 "unknown selection method", found=self.method, expected=f"{', '.join(METHODS)} or package.module:name"
@@ -100,6 +107,11 @@ class SelectionConfig:
     def needs_features(self) -> bool:
         """The method looks at images."""
         return self.method in METHODS and METHODS[self.method].features
+
+    @property
+    def needs_confidence(self) -> bool:
+        """The method weighs how sure a classifier is of an image's class."""
+        return self.method == "ot" and self.confidence > 0
 
     @property
     def name(self) -> str:
@@ -144,6 +156,8 @@ class Pool:
     """Rows of each class, in key order."""
     quotas: list[Quotas]
     """Of the smaller budgets inside, then of the selection's own."""
+    cross_entropies: Array | None = None
+    """[N], in the same order, where the method weighs them."""
 
     @staticmethod
     def of(table: pa.Table, config: SelectionConfig, classes: int, features: Array | None = None) -> Pool:
@@ -185,6 +199,7 @@ class Pool:
             keys=self.table["key"].take(pa.array(rows)).to_pylist(),
             scores=self.scores[rows],
             features=None if self.features is None else np.asarray(self.features[rows], dtype=np.float32),
+            confusion=None if self.cross_entropies is None else self.cross_entropies[rows],
             seed=config.seed,
         )
         taken: Rows = np.empty(0, dtype=np.int64)
@@ -217,6 +232,8 @@ def select(scores: pa.Table, config: SelectionConfig, classes: int, features: Ar
     pool = Pool.of(scores, config, classes, features)
     if config.method not in METHODS:
         return pool.picks(pool.choose_by(plugin.load(config.method)))
+    if config.needs_confidence and pool.features is not None:
+        pool = replace(pool, cross_entropies=discriminant.judge(pool.features, pool.labels).cross_entropies)
     return pool.picks(np.concatenate([pool.choose(label) for label in range(classes)]))
 
 
@@ -224,4 +241,6 @@ def _selector(config: SelectionConfig) -> Selector:
     selector = METHODS[config.method].select
     if config.method == "interval":
         selector = partial(ranks.interval, k=config.interval)
+    if config.method == "ot":
+        selector = partial(transported, confidence=config.confidence)
     return selector if config.easiest is None else partial(ranks.within, selector=selector, share=config.easiest)

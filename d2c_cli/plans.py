@@ -91,7 +91,7 @@ def _workers(device: str, gpus: int) -> int:
 
 def select(request: SelectRequest) -> list[Facts]:
     """The features that would be computed, and each selection as far as that allows to know."""
-    from d2c import embedding, selection
+    from d2c import confidence, embedding, selection
 
     steps, features, due = [], None, False
     request.configs(None)
@@ -99,10 +99,18 @@ def select(request: SelectRequest) -> list[Facts]:
         embed = embedding.plan(request.embedding)
         features, due = embed.stage.path.name, bool(embed.reasons)
         steps.append(step("embed", embed.reasons, {"encoder": request.encoder, "images": embed.images}))
-    for config in request.configs(features):
+    configs, before = request.configs(features), "embed"
+    if features is not None and configs[0].needs_confidence:
+        reasons, images = ["after embed"], steps[0]["facts"]["images"]
+        if not due:
+            judge = confidence.plan(confidence.ConfidenceConfig(workspace=request.workspace, features=features))
+            reasons = judge.reasons
+        steps.append(step("classify", reasons, {"images": images}))
+        due, before = bool(reasons), "classify"
+    for config in configs:
         if due:
             images = int(selection.shares(config).given.sum())
-            steps.append(step("select", ["after embed"], {"selection": config.name, "images": images}))
+            steps.append(step("select", [f"after {before}"], {"selection": config.name, "images": images}))
         else:
             steps.append(selection_step(selection.plan(config)))
     return steps

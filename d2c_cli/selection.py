@@ -28,6 +28,7 @@ def select(
     easiest: options.Easiest = None,
     score: options.Score = "score",
     features: options.Features = None,
+    confidence: options.Confidence = 10.0,
     balance: options.Balance = "equal",
     spread: options.Spread = False,
     report: options.Report = None,
@@ -62,6 +63,7 @@ def select(
         easiest=easiest,
         score=score,
         features=features,
+        confidence=confidence,
         seed=seed,
         device=device,
         gpus=gpus,
@@ -86,6 +88,7 @@ def select(
             "classes": len(plan.names),
             "per_class": plan.per_class,
             "classes_short_of_budget": len(plan.shortfalls),
+            **({"confidence": result.record.summary["confidence"]} if "confidence" in result.record.summary else {}),
             "table": plan.stage.path / "selection.parquet",
         }
         for plan, result in results
