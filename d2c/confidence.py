@@ -69,9 +69,13 @@ def run(plan: Plan, progress: Progress | None = None) -> Record:
     Raises:
         D2CError: features are not finite.
     """
+    progress = progress or Silent()
     if plan.reasons:
-        runtime.once(lambda: _run(plan, progress or Silent()))
-    return plan.stage.require("d2c select --method ot")
+        runtime.once(lambda: _run(plan, progress))
+    record = plan.stage.require("d2c select --method ot")
+    for note in record.summary["notes"]:
+        progress.warn(note)
+    return record
 
 
 def _run(plan: Plan, progress: Progress) -> None:
@@ -108,9 +112,8 @@ def _notes(judged: Judged, workspace: Workspace, features: str) -> list[str]:
     # The scorer's tokens depend on the class that it is told to denoise for.
     if is_scorer(workspace.features(features).require("d2c select --features ENCODER").config["encoder"]):
         notes.append(
-            "the scorer is told the class of each image, and its features give it away: the classifier's accuracy and "
-            "confidence say little about the image (features of another encoder, such as dinov2, do; "
-            "--confidence 0 leaves it out)"
+            "the scorer is told each image's class, and its features give it away: a classifier's confidence in them "
+            "says little (--features dinov2 has more to say, --confidence 0 leaves it out)"
         )
     labels = workspace.scores.require("d2c score DIR").summary["source"].get("labels", OWN)
     if labels != OWN:

@@ -141,19 +141,21 @@ def judge(features: Array, labels: Array, progress: Progress | None = None) -> J
     order, folds = _dealt(own)
     alone = (np.bincount(own) == 1)[own]
     fits = [_fitted(own, order[(folds[order] != fold) | alone[order]]) for fold in range(FOLDS)]
-    bar = (progress or Silent()).bar("classify", sum(map(len, fits)) + count, "image")
-    with threadpool_limits(1), bar:  # sums over several threads differ from run to run
+    progress = progress or Silent()
+    with threadpool_limits(1):  # sums over several threads differ from run to run
         found = []
-        for rows in fits:
-            found.append(fit(features, own, rows))
-            bar.advance(len(rows))
+        with progress.bar("fit", FOLDS, "classifier") as bar:
+            for rows in fits:
+                found.append(fit(features, own, rows))
+                bar.advance()
         temperature = _temperature(found, features, own, folds, order[~alone[order]])
         found = [one.tempered(temperature) for one in found]
         entropies, right = np.empty(count), np.empty(count, dtype=bool)
-        for start in range(0, count, _BLOCK):
-            rows = np.arange(start, min(start + _BLOCK, count))
-            entropies[rows], right[rows] = _judged(found, features, own, folds, rows)
-            bar.advance(len(rows))
+        with progress.bar("classify", count, "image") as bar:
+            for start in range(0, count, _BLOCK):
+                rows = np.arange(start, min(start + _BLOCK, count))
+                entropies[rows], right[rows] = _judged(found, features, own, folds, rows)
+                bar.advance(len(rows))
     # What a classifier was fitted to says nothing about it.
     told = np.bincount(own[~alone], minlength=classes)
     hits = np.bincount(own[right & ~alone], minlength=classes)

@@ -133,8 +133,6 @@ def run(plan: Plan, progress: Progress | None = None) -> Selection:
                 lock.release()
     runtime.once(lambda: workspace.set_current("selection", {"name": plan.config.name}))
     result = load(workspace, plan.config.name)
-    for note in result.record.summary.get("confidence", {}).get("notes", []):
-        progress.warn(note)
     short = plan.shortfalls
     for name, missing in short[:5]:
         progress.warn(f"class {name!r} has {missing} images fewer than its share: it gives all it has")

@@ -88,12 +88,15 @@ def select(
             "classes": len(plan.names),
             "per_class": plan.per_class,
             "classes_short_of_budget": len(plan.shortfalls),
-            **({"confidence": result.record.summary["confidence"]} if "confidence" in result.record.summary else {}),
             "table": plan.stage.path / "selection.parquet",
         }
         for plan, result in results
     ]
     facts = shown[0] if len(shown) == 1 else {"selections": shown}
+    # The same for all budgets.
+    judged = results[-1][1].record.summary.get("confidence")
+    if judged is not None:
+        facts = {**facts, "confidence": judged}
     if report is not None:
         shown_in, more = pipeline.report(request, [result.name for _, result in results], report, output.progress)
         facts, steps = {**facts, "report": shown_in.path, "beside_random": shown_in.measured}, [*steps, *more]
