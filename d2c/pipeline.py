@@ -148,7 +148,8 @@ def select(
     """Compute the features that the method needs, then select, whatever of it is not there yet."""
     progress, steps, features = progress or Silent(), list[Step](), None
     # Refuses what cannot be meant before images are read.
-    request.configs(None)
+    for config in request.configs(None):
+        selection.check(config)
     if request.embedding is not None:
         embed = embedding.plan(request.embedding)
         found, step = run_step("embed", embed.reasons, lambda: embedding.run(embed, progress), progress)

@@ -124,6 +124,13 @@ class SelectionConfig:
         return f"{method}-{budget}-{xxh3_json(self.asked())[:6]}"
 
 
+def check_score(schema: pa.Schema, name: str) -> None:
+    """Raise UsageError where a table of scores has no column ``name`` of decimal numbers."""
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
+    if name not in floats:
+        raise UsageError("there is no such score", found=name, expected=", ".join(floats))
+
+
 def class_quotas(config: SelectionConfig, counts: Array, budget: float) -> Quotas:
     """What classes of ``counts`` [C] images give for a budget of the config's kind.
 
@@ -166,9 +173,7 @@ class Pool:
         Raises:
             UsageError: there is no such score, or images have none.
         """
-        if config.score not in table.column_names or not pa.types.is_floating(table.schema.field(config.score).type):
-            floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-            raise UsageError("there is no such score", found=config.score, expected=", ".join(floats))
+        check_score(table.schema, config.score)
         # Of a column in pieces each class's rows would be looked up in all of them.
         table = table.combine_chunks()
         keys = table["key"].combine_chunks()
@@ -178,9 +183,9 @@ class Pool:
             table = table.take(order)
             features = None if features is None else features[order.to_numpy()]
         scores = table[config.score].to_numpy().astype(np.float64)
-        if np.isnan(scores).any():
+        if not np.isfinite(scores).all():
             raise UsageError(
-                f"{int(np.isnan(scores).sum())} images have no {config.score}",
+                f"{int(np.count_nonzero(~np.isfinite(scores)))} images have no {config.score}",
                 hint="score with more evaluations, or select by another score",
             )
         labels = table["label"].to_numpy()

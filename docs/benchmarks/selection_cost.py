@@ -111,10 +111,10 @@ def classified() -> str:
         note(f"one fit of {FITTED:,}: {one:.1f} s; an image: {1e6 * judging:.0f} us")
     return textwrap.fill(
         f"Once for all selections. 100,000 images of 512 dimensions in 100 classes: {whole:.1f} s, "
-        f"{peak / 2**10:,.0f} MiB at most, all libraries included, right for {found.accuracy:.0%} of images. {IMAGES:,} "
-        f"images of {DIM:,} dimensions in {CLASSES:,} classes, projected: {FOLDS} fits to {FITTED:,} images of "
-        f"{one:.0f} s each, and {1e6 * judging:.0f} us for each image, {(FOLDS * one + IMAGES * judging) / 60:.1f} "
-        "minutes together.",
+        f"{peak / 2**10:,.0f} MiB at most, all libraries included, right for {found.accuracy:.0%} of images. "
+        f"{IMAGES:,} images of {DIM:,} dimensions in {CLASSES:,} classes, projected: {FOLDS} fits to {FITTED:,} images "
+        f"of {one:.0f} s each, and {1e6 * judging:.0f} us for each image, "
+        f"{(FOLDS * one + IMAGES * judging) / 60:.1f} minutes together.",
         120,
     )
 
