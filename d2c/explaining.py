@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from d2c import neighbours
 from d2c.errors import D2CError, UsageError
 from d2c.selectors import METHODS, Candidates, ranks
-from d2c.workspace import BAD_FILES, DUPLICATES, FEATURES, SCORES, SELECTION, Record, Workspace
+from d2c.workspace import BAD_FILES, CROSS_ENTROPIES, DUPLICATES, FEATURES, SCORES, SELECTION, Record, Workspace
 from formats.files import read_table
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -182,6 +182,11 @@ def explain(workspace: Workspace, key: str, name: str | None = None) -> dict[str
     if asked.get("features") is not None:
         stored = np.load(workspace.features(asked["features"]).path / FEATURES, mmap_mode="r", allow_pickle=False)
         features = np.asarray(stored[members], dtype=np.float32)
+    judged = {}
+    if "confidence" in record.inputs:
+        entropies = np.load(workspace.confidence(asked["features"]).output(CROSS_ENTROPIES), mmap_mode="r")
+        of_class = float(entropies[members].mean())
+        judged = {"cross_entropy": float(entropies[row]), "class_mean_cross_entropy": of_class}
     values = mine[column].to_numpy().astype(np.float64)
     candidates = Candidates(mine["key"].to_pylist(), values, features, seed=int(asked.get("seed") or 0))
     case = Case(
@@ -200,6 +205,7 @@ def explain(workspace: Workspace, key: str, name: str | None = None) -> dict[str
         "score": table["score"][row].as_py(),
         "stderr": table["stderr"][row].as_py(),
         **({} if column == "score" else {column: table[column][row].as_py()}),
+        **judged,
         "class_rank": rank,
         "class_images": size,
         "class_picks": len(case.picks),

@@ -103,7 +103,7 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
     subsets = [chosen.rows]
     subsets += [random_like(chosen.labels, chosen.quotas, config.seed + number) for number in range(config.subsets)]
     spaces, distances, clusters = _in_features(plan, chosen, subsets)
-    notes = []
+    notes = list(plan.selection.summary.get("confidence", {}).get("notes", []))
     if np.count_nonzero(chosen.sizes) < 2 or len(chosen.labels) < 20:
         notes.append("A classifier to judge by needs two classes and 20 images: there is none.")
     else:
@@ -142,6 +142,7 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
             )
             for label, sheet in zip(classes, sheets[1:], strict=True)
         ],
+        confident="confidence" in plan.selection.summary,
         notes=notes,
     )
     report.write(config.out, overview_page.page(overview))
@@ -274,6 +275,9 @@ def _asked(plan: Plan) -> list[tuple[str, str]]:
     told.append(
         ("balance of classes", config["balance"] + (", what small ones lack is spread" if config["spread"] else ""))
     )
+    judged = plan.selection.summary.get("confidence")
+    if judged is not None:
+        told.append(("confidence", _confidence(judged)))
     told.append(("difficulty", config["score"]))
     agree = plan.scores.summary["rank_correlation"]["expected"]
     if agree is not None and config["score"] == "score":
@@ -283,11 +287,25 @@ def _asked(plan: Plan) -> list[tuple[str, str]]:
     return told
 
 
+def _confidence(judged: dict[str, Any]) -> str:
+    """The weight of a classifier's cross-entropies, and whether the classifier knows anything."""
+    weight = f"weight {judged['weight']:g}"
+    if judged["accuracy"] is None:
+        return f"{weight}; no image could be left for trying the classifier"
+    return (
+        f"{weight}; the classifier, linear in the features, is right for {judged['accuracy']:.1%} of images that "
+        f" it was not fitted to (mean over classes; by chance {judged['chance']:.1%})"
+    )
+
+
 def _costs(plan: Plan) -> list[tuple[str, float, str]]:
     stages = [("score", plan.scores), ("select", plan.selection)]
     if plan.features is not None:
         used = "" if _looks_at_images(plan) else " (for this page only)"
         stages.insert(1, (f"features of {_encoder(plan.features)}{used}", plan.features))
+    if plan.selection.summary.get("confidence") is not None:
+        judged = Workspace(plan.config.workspace).confidence(str(plan.selection.config["features"])).require(_MADE_BY)
+        stages.insert(-1, ("confidence", judged))
     return [(name, float(record.cost["seconds"]), str(record.cost["device"])) for name, record in stages]
 
 

@@ -67,7 +67,7 @@ class Overview:
 
     scores f8 [N], picked f8 [n]: of all images and of the picks, by ``score``. tenths [10]: picks in each tenth of
     their class, easiest first. per_class, sizes [C]: picks and images of each class. near: how borderline images are
-    near to picks.
+    near to picks. confident: the selection weighed a classifier's confidence.
     """
 
     name: str
@@ -87,6 +87,7 @@ class Overview:
     near: str
     sheets: Sheets
     classes: list[ClassSheets]
+    confident: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -173,6 +174,15 @@ def _distances(overview: Overview) -> list[str]:
                 report.note(
                     f"{space.name}: the same feature space as the selector. The selection was made to look good here: "
                     "judge it by another space."
+                    + " The classifier whose confidence it weighed is linear in this space, too."
+                    * overview.confident
+                )
+            )
+        elif overview.confident:
+            parts.append(
+                report.note(
+                    f"{space.name}: it learnt the labels that the selector's classifier learnt, whose confidence was "
+                    "weighed, and may agree with it."
                 )
             )
         rows = [[MEASURES[name], *_numbers(found), _verdict(name, found)] for name, found in space.rows.items()]

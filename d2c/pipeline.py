@@ -8,14 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from d2c import attachment, embedding, overview, packing, runtime, selection
+from d2c import attachment, confidence, embedding, overview, packing, runtime, selection
 from d2c.choices import SMALL
+from d2c.confidence import ConfidenceConfig
 from d2c.embedding import EmbeddingConfig
 from d2c.errors import UsageError
 from d2c.labelling import OWN
 from d2c.progress import Progress, Silent
 from d2c.selection import SelectionConfig
 from d2c.selectors import METHODS
+from d2c.selectors.ot import Weights
 from d2c.steps import Step, run_step
 from d2c.text import Synonyms
 from d2c.tokens import TokenCodec
@@ -39,6 +41,8 @@ class SelectRequest:
     score: str = "score"
     features: str | None = None
     """Encoder, or a Parquet of features; None takes the scorer where the method looks at images."""
+    confidence: float = Weights().confusion
+    """Weight of a classifier's cross-entropies, for `ot`."""
     seed: int = 0
     device: str = "auto"
     gpus: int = 1
@@ -83,6 +87,7 @@ class SelectRequest:
                 easiest=self.easiest,
                 score=self.score,
                 features=features,
+                confidence=self.confidence,
                 seed=self.seed,
                 gpus=self.gpus,
                 overwrite=self.overwrite,
@@ -143,14 +148,19 @@ def select(
     """Compute the features that the method needs, then select, whatever of it is not there yet."""
     progress, steps, features = progress or Silent(), list[Step](), None
     # Refuses what cannot be meant before images are read.
-    request.configs(None)
+    for config in request.configs(None):
+        selection.check(config)
     if request.embedding is not None:
         embed = embedding.plan(request.embedding)
         found, step = run_step("embed", embed.reasons, lambda: embedding.run(embed, progress), progress)
         features = found.name
         steps.append(step.telling({"features": features, "images": embed.images}))
-    results = []
-    for config in request.configs(features):
+    configs, results = request.configs(features), []
+    if features is not None and configs[0].needs_confidence:
+        judge = confidence.plan(ConfidenceConfig(workspace=request.workspace, features=features))
+        record, step = run_step("classify", judge.reasons, lambda: confidence.run(judge, progress), progress)
+        steps.append(step.telling({"accuracy": record.summary["accuracy"], "chance": record.summary["chance"]}))
+    for config in configs:
         plan = selection.plan(config)
         result, step = run_step("select", plan.reasons, partial(selection.run, plan, progress), progress)
         steps.append(step.telling({"selection": config.name, "images": result.table.num_rows}))

@@ -5,7 +5,7 @@ Interval sampling (paper, section 3.2): in each class sort ascending by score an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,13 @@ from d2c.errors import UsageError
 from d2c.parts import Part, ToDo, require_all, split, work
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
-from d2c.selection_rule import Pool, SelectionConfig, class_quotas, select
+from d2c.selection_rule import Pool, SelectionConfig, check_score, class_quotas, select
 from d2c.selectors import METHODS
 from d2c.tokens import save_array
-from d2c.workspace import FEATURES, SCORES, SELECTION, Record, Stage, Workspace
+from d2c.workspace import CROSS_ENTROPIES, FEATURES, SCORES, SELECTION, Record, Stage, Workspace
 from formats.files import read_table, write_json, write_table
 
-__all__ = ["Plan", "Selection", "SelectionConfig", "class_quotas", "load", "plan", "run", "select", "shares"]
+__all__ = ["Plan", "Selection", "SelectionConfig", "check", "class_quotas", "load", "plan", "run", "select"]
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,14 @@ def plan(config: SelectionConfig) -> Plan:
     workspace = Workspace(config.workspace)
     scores = workspace.scores.require("d2c score DIR")
     inputs = {"scores": scores.digest}
+    given = check(config)
     if config.needs_features and config.features is None:
         raise UsageError(f"{config.method} looks at images, not only at scores", hint="add --features scorer")
     if "features" in config.asked() and config.features is not None:
         inputs["features"] = workspace.features(config.features).require("d2c select --features ENCODER").digest
+    if config.needs_confidence:
+        needed = workspace.confidence(str(config.features)).require("d2c select --method ot")
+        inputs["confidence"] = needed.digest
     if config.method not in METHODS:
         inputs["method"] = plugin.digest(config.method)
     stage = workspace.selection(config.name)
@@ -94,14 +98,23 @@ def plan(config: SelectionConfig) -> Plan:
         stage=stage,
         reasons=["--overwrite"] if config.overwrite else stage.stale(config.asked(), inputs),
         inputs=inputs,
-        quotas=shares(config),
+        quotas=given,
         names=[row["name"] for row in scores.summary["classes"]],
     )
 
 
-def shares(config: SelectionConfig) -> Quotas:
-    """What each class of the scored source gives."""
-    classes = Workspace(config.workspace).scores.require("d2c score DIR").summary["classes"]
+def check(config: SelectionConfig) -> Quotas:
+    """What each class of the scored source gives; features are not looked at, since they may cost hours.
+
+    Raises:
+        D2CError: there are no scores yet.
+        UsageError: there is no such score, the budget cannot be shared out, or the method cannot be loaded.
+    """
+    stage = Workspace(config.workspace).scores
+    classes = stage.require("d2c score DIR").summary["classes"]
+    check_score(pq.read_schema(stage.path / SCORES), config.score)
+    if config.method not in METHODS:
+        plugin.load(config.method)
     return class_quotas(config, np.array([row["count"] for row in classes], dtype=np.int64), config.budget)
 
 
@@ -143,13 +156,14 @@ def run(plan: Plan, progress: Progress | None = None) -> Selection:
 def _pool(plan: Plan) -> Pool:
     config, workspace = plan.config, Workspace(plan.config.workspace)
     columns = None if config.method not in METHODS else ["key", "label", config.score]
-    scores = workspace.scores.output(SCORES)
-    if columns and config.score not in (names := pq.read_schema(scores).names):
-        raise UsageError("there is no such score", found=config.score, expected=", ".join(names))
     features = None
     if "features" in plan.inputs:
         features = np.load(workspace.features(str(config.features)).path / FEATURES, mmap_mode="r", allow_pickle=False)
-    return Pool.of(read_table(scores, columns), config, len(plan.names), features)
+    pool = Pool.of(read_table(workspace.scores.output(SCORES), columns), config, len(plan.names), features)
+    if "confidence" not in plan.inputs:
+        return pool
+    path = workspace.confidence(str(config.features)).output(CROSS_ENTROPIES)
+    return replace(pool, cross_entropies=np.load(path, allow_pickle=False))
 
 
 def _choose_parts(ranks: Ranks, job: _Job) -> None:
@@ -179,6 +193,9 @@ def _finish(plan: Plan, parts: list[Part]) -> None:
     if "features" in plan.inputs:
         workspace = Workspace(plan.config.workspace)
         summary["features"] = workspace.features(str(plan.config.features)).require("d2c select").summary
+    if "confidence" in plan.inputs:
+        judged = Workspace(plan.config.workspace).confidence(str(plan.config.features)).require("d2c select").summary
+        summary["confidence"] = {"weight": plan.config.confidence, **judged}
     stage.finish([SELECTION, "selection.json"], summary, device="cpu")
 
 

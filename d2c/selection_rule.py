@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from d2c import plugin
+from d2c import discriminant, plugin
 from d2c.budgets import Quotas, parse_balance, quotas
 from d2c.config import execution, identity
 from d2c.errors import UsageError
 from d2c.selectors import METHODS, Candidates, Rows, Selector, ranks
+from d2c.selectors.ot import Weights
+from d2c.selectors.registry import transported
 from formats.hashing import xxh3_json
 
 Array = np.ndarray[Any, Any]
@@ -47,6 +49,8 @@ class SelectionConfig:
     """The column of the scores that says how hard an image is."""
     features: str | None = None
     """Folder of finished features in the workspace (`d2c.embedding`), for methods that look at images."""
+    confidence: float = Weights().confusion
+    """Weight of a classifier's cross-entropies for `ot` (`d2c.discriminant`); 0 leaves them out."""
     seed: int = 0
     gpus: int = execution(1)
     """Processes that share the classes."""
@@ -55,7 +59,8 @@ class SelectionConfig:
     def asked(self) -> dict[str, Any]:
         """The identity, without the options that do not concern the method."""
         method = METHODS.get(self.method)
-        unused = set() if self.method == "interval" else {"interval"}
+        only = {"interval": "interval", "confidence": "ot"}
+        unused = {name for name, other in only.items() if self.method != other}
         if method is not None:
             unused |= set() if method.features else {"features"}
             unused |= set() if method.seeded else {"seed"}
@@ -79,6 +84,8 @@ class SelectionConfig:
             raise UsageError("the interval is a distance in ranks", found=self.interval, expected="1 or more")
         if self.easiest is not None and not 0 < self.easiest <= 1:
             raise UsageError("the easiest are a share of a class", found=self.easiest, expected="0 < share <= 1")
+        if not 0 <= self.confidence < np.inf:
+            raise UsageError("confidence has a weight", found=self.confidence, expected="0 or more")
         if self.method not in METHODS and ":" not in self.method:
             raise UsageError(
                 "unknown selection method", found=self.method, expected=f"{', '.join(METHODS)} or package.module:name"
@@ -102,6 +109,11 @@ class SelectionConfig:
         return self.method in METHODS and METHODS[self.method].features
 
     @property
+    def needs_confidence(self) -> bool:
+        """The method weighs how sure a classifier is of an image's class."""
+        return self.method == "ot" and self.confidence > 0
+
+    @property
     def name(self) -> str:
         """The folder's name: readable, and different for every different selection."""
         if self.ratio is not None:
@@ -110,6 +122,13 @@ class SelectionConfig:
             budget = f"{self.per_class}-per-class" if self.per_class is not None else f"{self.total}-images"
         method = "".join(c if c.isalnum() else "-" for c in self.method)
         return f"{method}-{budget}-{xxh3_json(self.asked())[:6]}"
+
+
+def check_score(schema: pa.Schema, name: str) -> None:
+    """Raise UsageError where a table of scores has no column ``name`` of decimal numbers."""
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
+    if name not in floats:
+        raise UsageError("there is no such score", found=name, expected=", ".join(floats))
 
 
 def class_quotas(config: SelectionConfig, counts: Array, budget: float) -> Quotas:
@@ -144,6 +163,8 @@ class Pool:
     """Rows of each class, in key order."""
     quotas: list[Quotas]
     """Of the smaller budgets inside, then of the selection's own."""
+    cross_entropies: Array | None = None
+    """[N], in the same order, where the method weighs them."""
 
     @staticmethod
     def of(table: pa.Table, config: SelectionConfig, classes: int, features: Array | None = None) -> Pool:
@@ -152,9 +173,7 @@ class Pool:
         Raises:
             UsageError: there is no such score, or images have none.
         """
-        if config.score not in table.column_names or not pa.types.is_floating(table.schema.field(config.score).type):
-            floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
-            raise UsageError("there is no such score", found=config.score, expected=", ".join(floats))
+        check_score(table.schema, config.score)
         # Of a column in pieces each class's rows would be looked up in all of them.
         table = table.combine_chunks()
         keys = table["key"].combine_chunks()
@@ -164,9 +183,9 @@ class Pool:
             table = table.take(order)
             features = None if features is None else features[order.to_numpy()]
         scores = table[config.score].to_numpy().astype(np.float64)
-        if np.isnan(scores).any():
+        if not np.isfinite(scores).all():
             raise UsageError(
-                f"{int(np.isnan(scores).sum())} images have no {config.score}",
+                f"{int(np.count_nonzero(~np.isfinite(scores)))} images have no {config.score}",
                 hint="score with more evaluations, or select by another score",
             )
         labels = table["label"].to_numpy()
@@ -185,6 +204,7 @@ class Pool:
             keys=self.table["key"].take(pa.array(rows)).to_pylist(),
             scores=self.scores[rows],
             features=None if self.features is None else np.asarray(self.features[rows], dtype=np.float32),
+            confusion=None if self.cross_entropies is None else self.cross_entropies[rows],
             seed=config.seed,
         )
         taken: Rows = np.empty(0, dtype=np.int64)
@@ -217,6 +237,8 @@ def select(scores: pa.Table, config: SelectionConfig, classes: int, features: Ar
     pool = Pool.of(scores, config, classes, features)
     if config.method not in METHODS:
         return pool.picks(pool.choose_by(plugin.load(config.method)))
+    if config.needs_confidence and pool.features is not None:
+        pool = replace(pool, cross_entropies=discriminant.judge(pool.features, pool.labels).cross_entropies)
     return pool.picks(np.concatenate([pool.choose(label) for label in range(classes)]))
 
 
@@ -224,4 +246,6 @@ def _selector(config: SelectionConfig) -> Selector:
     selector = METHODS[config.method].select
     if config.method == "interval":
         selector = partial(ranks.interval, k=config.interval)
+    if config.method == "ot":
+        selector = partial(transported, confidence=config.confidence)
     return selector if config.easiest is None else partial(ranks.within, selector=selector, share=config.easiest)

@@ -86,7 +86,7 @@ def open_vision(
         return TimmTokens(model, file or None, grid, device)
     if family == "open_clip" and rest:
         return OpenClipTokens(rest, grid, device)
-    raise D2CError(f"there is no vision encoder {name!r} here", expected=_GRAMMAR, hint="--vision dinov2")
+    raise D2CError(f"there is no vision encoder {name!r} here", expected=_GRAMMAR, hint="for example dinov2")
 
 
 class TimmTokens:

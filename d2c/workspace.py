@@ -1,9 +1,9 @@
 """The directory where stages meet. A stage's record is written last: no record, not finished.
 
-Layout: ``clusters/  scorer/<digest>/{shards,run}  pilot/  scores/  features/<encoder>/  selection/<name>/
-attachments/text/<encoder>/  attachments/<selection>/<encoder>/  judge/  reference/<space>/``. Each stage's folder holds
-``stage.json`` (its record), ``begun.json`` (what an unfinished run was asked for), ``cost.jsonl`` (seconds of work, a
-line a part) and its own files.
+Layout: ``clusters/  scorer/<digest>/{shards,run}  pilot/  scores/  features/<encoder>/  confidence/<encoder>/
+selection/<name>/  attachments/text/<encoder>/  attachments/<selection>/<encoder>/  judge/  reference/<space>/``. Each
+stage's folder holds ``stage.json`` (its record), ``begun.json`` (what an unfinished run was asked for), ``cost.jsonl``
+(seconds of work, a line a part) and its own files.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ SCORES, BAD_FILES, CLASSES = "scores.parquet", "bad_files.parquet", "classes.jso
 DUPLICATES, LEAKS = "duplicates.parquet", "leaks.parquet"
 SELECTION = "selection.parquet"
 FEATURES = "features.npy"
+CROSS_ENTROPIES = "cross_entropies.npy"
 _HERE = "workspace:"
 
 
@@ -232,6 +233,10 @@ class Workspace:
     def features(self, name: str) -> Stage:
         """One feature vector per scored image."""
         return Stage(self.path / "features" / name, "features", 1)
+
+    def confidence(self, features: str) -> Stage:
+        """One cross-entropy per scored image, of a classifier of the features of this name."""
+        return Stage(self.path / "confidence" / features, "confidence", 1)
 
     def selection(self, name: str) -> Stage:
         return Stage(self.path / "selection" / name, "selection", 1)

@@ -141,6 +141,15 @@ Features = Annotated[
         "file with a column key and one of lists.  [default: scorer]",
     ),
 ]
+Confidence = Annotated[
+    float,
+    option(
+        "--confidence",
+        "WEIGHT",
+        "What the cross-entropies of a classifier fitted to the features count in `--method ot`; 0 leaves them out.",
+        parser=finite,
+    ),
+]
 Interval = Annotated[
     int | None,
     count(

@@ -91,18 +91,27 @@ def _workers(device: str, gpus: int) -> int:
 
 def select(request: SelectRequest) -> list[Facts]:
     """The features that would be computed, and each selection as far as that allows to know."""
-    from d2c import embedding, selection
+    from d2c import confidence, embedding, selection
 
     steps, features, due = [], None, False
-    request.configs(None)
+    given = [int(selection.check(config).given.sum()) for config in request.configs(None)]
     if request.embedding is not None:
         embed = embedding.plan(request.embedding)
         features, due = embed.stage.path.name, bool(embed.reasons)
         steps.append(step("embed", embed.reasons, {"encoder": request.encoder, "images": embed.images}))
-    for config in request.configs(features):
+    configs, before = request.configs(features), "embed"
+    if request.embedding is not None and configs[0].needs_confidence:
+        reasons = ["after embed"]
+        if not due:
+            judge = confidence.plan(
+                confidence.ConfidenceConfig(workspace=request.workspace, features=embed.stage.path.name)
+            )
+            reasons = judge.reasons
+        steps.append(step("classify", reasons, {"images": embed.images}))
+        due, before = bool(reasons), "classify"
+    for config, images in zip(configs, given, strict=True):
         if due:
-            images = int(selection.shares(config).given.sum())
-            steps.append(step("select", ["after embed"], {"selection": config.name, "images": images}))
+            steps.append(step("select", [f"after {before}"], {"selection": config.name, "images": images}))
         else:
             steps.append(selection_step(selection.plan(config)))
     return steps

@@ -28,6 +28,7 @@ def select(
     easiest: options.Easiest = None,
     score: options.Score = "score",
     features: options.Features = None,
+    confidence: options.Confidence = 10.0,
     balance: options.Balance = "equal",
     spread: options.Spread = False,
     report: options.Report = None,
@@ -62,6 +63,7 @@ def select(
         easiest=easiest,
         score=score,
         features=features,
+        confidence=confidence,
         seed=seed,
         device=device,
         gpus=gpus,
@@ -91,6 +93,10 @@ def select(
         for plan, result in results
     ]
     facts = shown[0] if len(shown) == 1 else {"selections": shown}
+    # The same for all budgets.
+    judged = results[-1][1].record.summary.get("confidence")
+    if judged is not None:
+        facts = {**facts, "confidence": judged}
     if report is not None:
         shown_in, more = pipeline.report(request, [result.name for _, result in results], report, output.progress)
         facts, steps = {**facts, "report": shown_in.path, "beside_random": shown_in.measured}, [*steps, *more]

@@ -164,6 +164,18 @@ def test_the_selectors_own_space_carries_a_warning(judged: Path) -> None:
     assert {row["measure"] for row in result.measured} == measures
 
 
+def test_the_page_says_whether_the_confidence_that_was_weighed_means_anything(judged: Path) -> None:
+    _, html = reported(judged, method="ot", per_class=(5,))
+    assert re.search(r"weight 10; the classifier, linear in the features, is right for \d+\.\d% of images", html)
+    assert "The classifier whose confidence it weighed is linear in this space, too." in html
+    assert "it learnt the labels that the selector&#x27;s classifier learnt" in html
+    # The scorer's features hold the class that it was told.
+    assert "the scorer is told each image&#x27;s class" in html
+    _, html = reported(judged, method="ot", per_class=(5,), confidence=0.0)
+    assert "classifier whose" not in html
+    assert "linear in the features" not in html
+
+
 def test_the_numbers_are_those_of_the_selection(judged: Path) -> None:
     result, html = reported(judged, method="min", per_class=(10,))
     measured = {row["measure"]: row for row in result.measured if row["space"] == "Features of scorer"}

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from d2c import selection
+from d2c import pipeline, selection
 from d2c.errors import UsageError
+from d2c.pipeline import SelectRequest
 from d2c.selection import SelectionConfig, class_quotas, select
 from d2c.selectors import METHODS
 from d2c.selectors.ranks import interval_ranks
@@ -192,3 +193,33 @@ def test_two_classes_of_one_name_are_two_classes(workspace: Path) -> None:
     write_json(workspace / "scores" / "stage.json", record)
     plan = selection.plan(SelectionConfig(workspace=workspace, ratio=12 / 95))
     assert (len(plan.names), plan.per_class, plan.images) == (3, 4, 12)
+
+
+@pytest.mark.parametrize("column", ["key", "label", "xxh3", "losses", "scores"])
+def test_what_cannot_be_a_score_is_refused_before_anything_is_computed(workspace: Path, column: str) -> None:
+    request = SelectRequest(workspace=workspace, method="ot", per_class=(3,), score=column, device="cpu")
+    with pytest.raises(UsageError, match="no such score") as caught:
+        pipeline.select(request)
+    assert "score_low_noise, score_mid_noise" in str(caught.value.expected)
+    assert not (workspace / "features").exists()
+    assert not (workspace / "selection").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"method": "kernel", "total": (2,), "balance": "min:1"}, "least shares"),
+        ({"method": "no.such:rule", "features": "scorer", "total": (2,)}, "cannot be loaded"),
+        ({"method": "kernel", "ratio": (0.2, 1.5)}, "share of all images"),
+    ],
+)
+def test_what_cannot_be_selected_costs_no_features(workspace: Path, options: dict[str, Any], what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        pipeline.select(SelectRequest(workspace=workspace, device="cpu", **options))
+    assert not (workspace / "features").exists()
+
+
+def test_endless_scores_are_none() -> None:
+    table = scores([5]).set_column(2, "score", pa.array([0.1, np.inf, 0.2, 0.3, 0.4]))
+    with pytest.raises(UsageError, match="1 images have no score"):
+        select(table, config(per_class=2), 1)

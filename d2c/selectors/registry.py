@@ -33,13 +33,15 @@ _OUTER = 100
 """Rows farthest from the mean, among which one of the two that are farthest apart is looked for."""
 
 
-def _ot(candidates: Candidates, budget: int, taken: Rows) -> Rows:
+def transported(candidates: Candidates, budget: int, taken: Rows, *, confidence: float = Weights().confusion) -> Rows:
+    """`ot` of features scaled to what its epsilon is for; ``confidence`` weighs the cross-entropies."""
     features, epsilon = features_of(candidates), Weights().epsilon
     # An outlier may be dozens of medians away, where exp(-distance^2 / epsilon) is nothing.
     scale = np.sqrt(
         min(SPREAD * epsilon / matching.median_square(features), 0.9 * STEEPEST * epsilon / _widest(features))
     )
-    return ot(replace(candidates, features=features * np.float32(scale)), budget, taken)
+    weights = Weights(confusion=confidence)
+    return ot(replace(candidates, features=features * np.float32(scale)), budget, taken, weights=weights)
 
 
 def _widest(features: Features) -> float:
@@ -63,6 +65,8 @@ METHODS = {
     "facility-location": Method(geometry.facility_location, "every image near a pick", features=True),
     "moments": Method(matching.moments, "the class's mean and covariance", features=True),
     "kernel": Method(matching.kernel, "the class's distribution (kernel mean)", features=True),
-    "ot": Method(_ot, "the class's distribution (partial optimal transport, as GADC)", features=True, seeded=True),
+    "ot": Method(
+        transported, "the class's distribution (partial optimal transport, as GADC)", features=True, seeded=True
+    ),
     "match": Method(matching.match, "the class's distribution and its difficulty together", features=True),
 }
