@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from first_run import table
 from machine import machine, note
 from safetensors.torch import save_file
+from tables import table
 
 from d2c.tokens import VisionTokens
 from d2c.workspace import Workspace

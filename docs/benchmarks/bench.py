@@ -104,8 +104,8 @@ def _grid(methods: Iterable[str], budgets: Iterable[int], seeds: int, **others: 
     return [
         Cell(method, 0 if method == "full" else budget, seed, **others)
         for budget in budgets
-        for method in methods
         for seed in range(seeds)
+        for method in methods
     ]
 
 

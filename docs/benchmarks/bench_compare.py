@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from bench_page import MEASURES, SUBSET_MEASURES, subsets
-from first_run import read, table
+from tables import read, table
 
 
 def main(out: Path, domain: str) -> int:

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from bench_figure import figure
-from first_run import read, table
 from scipy import stats
+from tables import read, table
 
 from d2c import report
 from formats.files import write_bytes, write_json

@@ -10,8 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from first_run import read, table
 from machine import machine
+from tables import read, table
 
 HERE = Path(__file__).parent
 PICTURES = {"samples/grid.png": "cifar-run-samples.png", "curves.png": "cifar-run-curves.png"}

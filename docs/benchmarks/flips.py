@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from attach import mirror
-from first_run import read, table
 from machine import machine
+from tables import read, table
 from training_runs import MEASURES, SEEDS, T, reports, row, verdict
 
 from d2c.tokens import VisionTokens

@@ -15,8 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from first_run import table
 from machine import machine, note
+from tables import table
 
 from formats.hashing import xxh3_file
 

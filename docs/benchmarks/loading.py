@@ -26,9 +26,9 @@ logging.disable(logging.WARNING)
 
 import numpy as np
 import torch
-from first_run import table
 from machine import machine, note
 from readers import BATCH, LIMITS, READERS, WEBDATASET, Epoch, Place, write
+from tables import table
 
 from formats.schema import Column
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from first_run import table
 from machine import machine, note
 from made_artifact import trainer, write
 from official import REPA_WEIGHT, DiT, Repa, RepaStep, SiT, commit, drawn, drop, shape
 from parity_rows import MISSED, Row, compared, draw_anew, largest, moved
+from tables import table
 from torch import Tensor, nn
 
 from d2c import sit

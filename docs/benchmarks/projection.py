@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from first_run import table
+from tables import table
 
 from d2c.flops import forward_flops
 from d2c.sit import model_spec

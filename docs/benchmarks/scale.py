@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from first_run import table
 from machine import machine, note
+from tables import table
 
 from formats import open_artifact, verify
 from formats.describe import describe

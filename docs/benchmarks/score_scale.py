@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from first_run import table
 from machine import machine, note
 from PIL import Image
+from tables import table
 
 from d2c import checkpoint, scoring, selection
 from d2c.difficulty import Difficulty

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from first_run import table
 from machine import machine, note
+from tables import table
 
 from d2c import runtime
 from d2c.errors import D2CError

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from first_run import table
 from machine import machine, note
+from tables import table
 from threadpoolctl import threadpool_limits
 
 from d2c.discriminant import FITTED, FOLDS, fit, judge

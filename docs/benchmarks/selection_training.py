@@ -8,8 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from first_run import read, table
 from machine import machine
+from tables import read, table
 from training_runs import MEASURES, SEEDS, T, reports, row, verdict
 
 METHODS = (

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from first_run import table
 from machine import machine, note
+from tables import table
 
 from d2c import batches, runtime
 from d2c.classifier import Classifier, train_classifier

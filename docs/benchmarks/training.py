@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from first_run import table
 from machine import machine, note
 from made_artifact import trainer, write
 from official import Repa, RepaStep, commit
 from scoring_gpu import peak
+from tables import table
 
 from d2c import runtime
 from d2c.errors import D2CError

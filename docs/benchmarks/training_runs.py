@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from first_run import read, spread
+from tables import read, spread
 
 SEEDS = 3
 T = 2.78

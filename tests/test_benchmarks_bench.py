@@ -1,0 +1,149 @@
+"""The benchmark's page: every figure comes from the results, and noise is called noise."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tarfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageFont
+from scipy import stats
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "docs" / "benchmarks"))
+
+    def load(name: str) -> ModuleType:
+        __import__(name)
+        return sys.modules[name]
+
+    return load
+
+
+def trained(method: str, seed: int, value: float, **others: Any) -> dict[str, Any]:
+    measures = ("distance", "class_distance", "held_out", "precision", "recall", "coverage", "copy_rate")
+    row = {
+        "domain": "cifar10", "level": "bc", "method": method, "budget": 10, "seed": seed, "attach": "none",
+        "scorer": "own", "objective": "sit", "steps": 3000, "figures": dict.fromkeys(measures, value),
+        "costs": {"train": 60.0, "sample": 30.0, "device": "cpu"}, "copies_flagged": False,
+        "protocol": {"passes_per_image": 960.0, "recipe": "small", "batch_size": 32, "samples": 2000,
+                     "reference_images": 500, "sampler": {"method": "euler", "steps": 20, "guidance": 1.5}},
+    }  # fmt: skip
+    return {**row, **others}
+
+
+def selected(method: str, z: float) -> dict[str, Any]:
+    measures = ("distance", "class_distance", "recall", "coverage")
+    found = {"value": 1 + z / 10, "random_mean": 1.0, "random_sd": 0.1, "z": z}
+    return {"domain": "cifar10", "level": "a", "method": method, "budget": 10, "seconds": 1.0,
+            "measures": dict.fromkeys(measures, found)}  # fmt: skip
+
+
+FACTS = {
+    "domain": "cifar10", "size": 16, "images": 500, "classes": 10, "scorer": "sit-tiny/4", "judge": 0.7,
+    "trust": {"evaluations": 8, "split_half": 0.9}, "chooser": {"accuracy": 0.75}, "machine": "a machine",
+}  # fmt: skip
+
+
+def left(folder: Path, rows: list[dict[str, Any]]) -> None:
+    (folder / "cifar10" / "results").mkdir(parents=True)
+    (folder / "cifar10" / "facts.json").write_text(json.dumps(FACTS))
+    for number, row in enumerate(rows):
+        name = f"a-{number}" if row["level"] == "a" else str(number)
+        (folder / "cifar10" / "results" / f"{name}.json").write_text(json.dumps(row))
+
+
+def test_the_page_says_which_differences_are_noise(scripts: Any, tmp_path: Path) -> None:
+    random, better, alike = (3.0, 3.1, 3.2), (2.0, 2.1, 2.15), (2.9, 3.1, 3.4)
+    rows = [trained("random", seed, value) for seed, value in enumerate(random)]
+    rows += [trained("kernel", seed, value) for seed, value in enumerate(better)]
+    rows += [trained("interval", seed, value) for seed, value in enumerate(alike)]
+    left(tmp_path, [*rows, trained("ot", 0, 1.0), selected("kernel", -4.5)])
+    scripts("bench_page").main(tmp_path, "cifar10", tmp_path)
+    page = (tmp_path / "cifar10.md").read_text()
+    told = {line.split("`")[1]: line for line in page.splitlines() if "against `random`" in line}
+    # One run says nothing about noise.
+    assert set(told) == {"kernel", "interval"}
+    p = stats.ttest_ind(better, random, equal_var=False).pvalue
+    error = np.hypot(np.std(better, ddof=1), np.std(random, ddof=1)) / np.sqrt(3)
+    gap = np.mean(random) - np.mean(better)
+    expected = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    assert f"class FD {gap:.2f} lower ({gap / error:.1f} standard errors, {expected})" in told["kernel"]
+    assert "class FD 0.03 higher" in told["interval"]
+    assert "within the noise" in told["interval"]
+    assert "| kernel | 0.550 (-4.5) |" in page
+    # What others compute with is all there.
+    assert len(pq.read_table(tmp_path / "cifar10.parquet")) == len(rows) + 2
+    assert 'aria-label="10 images a class, 3,000 steps"' in (tmp_path / "cifar10.svg").read_text()
+    assert (tmp_path / "cifar10.html").read_text().count("<svg") == 1
+
+
+def test_arms_are_compared_with_their_like_alone(scripts: Any) -> None:
+    rows = [trained("random", seed, 3.0 + seed / 10) for seed in range(3)]
+    rows += [trained("random", seed, 1.0 + seed / 10, attach="both") for seed in range(3)]
+    rows += [trained("full", seed, 2.0, budget=0) for seed in range(3)]
+    groups = scripts("bench_page").grouped(rows)
+    assert {key[1]: list(arms) for key, arms in groups.items()} == {"none": ["full", "random"], "both": ["random"]}
+    (told,) = scripts("bench_page").findings(groups).points
+    assert told.startswith(
+        "10 images a class, 3,000 steps, text and vision attached, against the same without: `random`"
+    )
+    assert "FD 2.00 lower" in told
+
+
+def test_a_repeated_level_is_compared_digit_by_digit(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare = scripts("bench_compare")
+    left(tmp_path, [selected("kernel", -4.5), selected("match", -3.0)])
+    published = tmp_path / "published"
+    published.mkdir()
+    monkeypatch.setattr(compare, "__file__", str(published / "bench_compare.py"))
+    rows = [selected("kernel", -4.5), selected("match", -3.02)]
+    (published / "cifar10.json").write_text(json.dumps({"rows": rows[:1]}))
+    assert compare.main(tmp_path, "cifar10") == 0
+    assert "0 differ" in capsys.readouterr().out
+    (published / "cifar10.json").write_text(json.dumps({"rows": rows}))
+    assert compare.main(tmp_path, "cifar10") == 1
+    assert "match, 10 a class, FD: 0.700, published 0.698" in capsys.readouterr().out
+
+
+def test_cells_share_an_artifact_only_where_their_images_are_the_same(scripts: Any) -> None:
+    bench = scripts("bench")
+    cell = bench.Cell("kernel", 10, 0)
+    assert cell.shards == bench.Cell("kernel", 10, 1).shards == bench.Cell("kernel", 10, 0, objective="dit").shards
+    others = [bench.Cell("random", 10, 0), bench.Cell("random", 10, 1), bench.Cell("kernel", 100, 0),
+              bench.Cell("kernel", 10, 0, attach="both"), bench.Cell("kernel", 10, 0, scorer="weak")]  # fmt: skip
+    assert len({cell.shards, *(one.shards for one in others)}) == 6
+    for level in "bc":
+        for domain in bench.DOMAINS:
+            names = [cell.name for cell in bench.cells(level, domain)]
+            assert len(names) == len(set(names))
+
+
+def test_glyphs_are_rendered_once_a_font_that_looks_its_own(
+    scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    font = ImageFont.load_default(10)
+    fonts = tmp_path / "fonts"
+    fonts.mkdir()
+    for name in ("One-Regular", "One-Copy", "Two"):
+        (fonts / f"{name}.ttf").write_bytes(font.font_bytes)
+    (fonts / "Broken.ttf").write_bytes(b"no font")
+    monkeypatch.setattr(sys, "argv", ["glyphs.py", str(tmp_path / "g.tar"), str(fonts)])
+    scripts("glyphs").main()
+    with tarfile.open(tmp_path / "g.tar") as tar:
+        names = tar.getnames()
+        zero, letter = (np.asarray(Image.open(tar.extractfile(f"{name}/One.png"))) for name in ("digit-0", "lower-o"))
+    assert (len(names), len(set(names))) == (62, 62)
+    assert zero.shape == (32, 32)
+    assert (zero < 128).sum() > (letter < 128).sum() > 0
