@@ -65,8 +65,8 @@ def choose(
     """
     returned: object = function(table, dict(enumerate(quotas.tolist())), features)
     if not isinstance(returned, Iterable):
-        found = type(returned).__name__
-        raise D2CError("a selection method returned no keys", where=name, found=found, expected="a list of keys")
+        kind = type(returned).__name__
+        raise D2CError("a selection method returned no keys", where=name, found=kind, expected="a list of keys")
     keys = pa.array([str(key) for key in returned], pa.string())
     if not len(keys):
         raise D2CError("a selection method chose no image", where=name, expected=f"up to {quotas.sum()}")
