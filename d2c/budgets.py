@@ -28,7 +28,7 @@ def parse_balance(balance: str) -> tuple[str, int]:
         UsageError: there is no such balance.
     """
     name, colon, number = balance.partition(":")
-    if name == "min" and number.isdecimal() and int(number) > 0:
+    if name == "min" and number.isdecimal() and 0 < int(number) <= 10**12:
         return name, int(number)
     if name in ("equal", "proportional", "sqrt") and not colon:
         return name, 0

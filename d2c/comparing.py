@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from d2c.errors import D2CError
 from d2c.explaining import finished
+from d2c.own_table import read_keyed
 from d2c.workspace import SCORES, SELECTION, Workspace
 from formats.files import read_table
 
@@ -39,7 +40,7 @@ def compare(workspace: Workspace, first: str, second: str) -> dict[str, Any]:
 def _rows(workspace: Workspace, keys: pa.Array, selection: str) -> Array:
     path = Path(selection)
     if path.suffix == ".parquet":
-        chosen = read_table(path, columns=["key"])["key"]
+        chosen = read_keyed(path)["key"]
     else:
         finished(workspace, selection)
         chosen = read_table(workspace.selection(selection).output(SELECTION), columns=["key"])["key"]

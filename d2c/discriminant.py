@@ -160,7 +160,7 @@ def judge(features: Array, labels: Array, progress: Progress | None = None) -> J
     told = np.bincount(own[~alone], minlength=classes)
     hits = np.bincount(own[right & ~alone], minlength=classes)
     accuracy = float((hits[told > 0] / told[told > 0]).mean()) if told.any() else None
-    return Judged(np.clip(entropies, 0, LARGEST), accuracy, classes, max(map(len, fits)), temperature)
+    return Judged(np.clip(entropies, 0, LARGEST) + 0.0, accuracy, classes, max(map(len, fits)), temperature)
 
 
 def _dealt(labels: Array) -> tuple[Array, Array]:

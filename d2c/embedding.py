@@ -19,6 +19,7 @@ from d2c import batches, runtime
 from d2c.config import execution
 from d2c.encoding import is_scorer, open_for_scores, public_name, slug, weights_stamp
 from d2c.errors import D2CError
+from d2c.own_table import read_keyed
 from d2c.parts import Part, ToDo, require_all, split, work
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
@@ -200,9 +201,9 @@ def _join(plan: Plan, parts: list[Part], device: str) -> None:
 
 def _take(plan: Plan) -> None:
     path = Path(plan.config.encoder)
-    table = read_table(path)
+    table = read_keyed(path)
     columns = [field.name for field in table.schema if _of_numbers(field.type)]
-    if "key" not in table.column_names or len(columns) != 1:
+    if len(columns) != 1:
         raise D2CError(
             "this is no table of features",
             where=path,
@@ -239,7 +240,7 @@ def _take(plan: Plan) -> None:
 
 
 def _of_numbers(kind: Any) -> bool:
-    lists = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return bool(lists and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
 
 

@@ -61,9 +61,15 @@ def choose(
     """Rows of the keys that the function returns, in its order.
 
     Raises:
-        D2CError: a key is unknown or there twice, or a class gives more than its quota.
+        D2CError: there are none, a key is unknown or there twice, or a class gives more than its quota.
     """
-    keys = pa.array([str(key) for key in function(table, dict(enumerate(quotas.tolist())), features)], pa.string())
+    returned: object = function(table, dict(enumerate(quotas.tolist())), features)
+    if not isinstance(returned, Iterable):
+        kind = type(returned).__name__
+        raise D2CError("a selection method returned no keys", where=name, found=kind, expected="a list of keys")
+    keys = pa.array([str(key) for key in returned], pa.string())
+    if not len(keys):
+        raise D2CError("a selection method chose no image", where=name, expected=f"up to {quotas.sum()}")
     rows = pc.index_in(keys, value_set=table["key"].combine_chunks())
     if rows.null_count:
         unknown = keys.filter(rows.is_null())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from d2c.selectors.registry import transported
 from formats.hashing import xxh3_json
 
 Array = np.ndarray[Any, Any]
+LARGEST = 10**12
+"""Images of a budget, at most: beyond it sharing out would leave whole numbers of 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,8 @@ class SelectionConfig:
             raise UsageError("the budget per class is too small", found=self.per_class, expected="1 or more")
         if self.total is not None and self.total < 1:
             raise UsageError("the budget is too small", found=self.total, expected="1 or more")
+        if self.budget > LARGEST:
+            raise UsageError("the budget is too large", found=f"{self.budget:g}", expected=f"at most {LARGEST:,}")
         if self.interval is not None and self.interval < 1:
             raise UsageError("the interval is a distance in ranks", found=self.interval, expected="1 or more")
         if self.easiest is not None and not 0 < self.easiest <= 1:
@@ -92,6 +97,15 @@ class SelectionConfig:
             )
         if parse_balance(self.balance)[0] != "equal" and self.per_class is not None:
             raise UsageError("a budget per class leaves nothing to balance", found=f"--balance {self.balance}")
+        if (
+            any(small >= large for small, large in pairwise([*self.inside, self.budget]))
+            or min(self.inside, default=1) <= 0
+        ):
+            raise UsageError(
+                "budgets inside each other grow",
+                found=", ".join(f"{one:g}" for one in [*self.inside, self.budget]),
+                expected="ascending ones above 0, the selection's own the last",
+            )
         if self.inside and (self.method not in METHODS or not METHODS[self.method].nested):
             raise UsageError(
                 f"selections by {self.method} of several budgets do not lie inside each other",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -80,17 +81,38 @@ def test_a_users_table_in_any_order_is_taken_by_key(workspace: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("columns", "what"),
     [
-        ({"key": [], "a": []}, "no table of features"),
-        ({"name": ["x"], "f": [[1.0]]}, "no table of features"),
+        ({"key": pa.array([], pa.string()), "a": []}, "no table of features"),
+        ({"name": ["x"], "f": [[1.0]]}, "names no images"),
+        ({"key": [["x"]], "f": [[1.0]]}, "names no images"),
+        ({"key": ["x", "y", "x"], "f": [[1.0]] * 3}, "images twice"),
+        ({"key": [7], "f": [[1.0]]}, "lacks scored images"),
         ({"key": ["nothing.png"], "f": [[1.0]]}, "lacks scored images"),
     ],
 )
 def test_a_table_that_does_not_serve_says_why(
-    workspace: Path, tmp_path: Path, columns: dict[str, list[object]], what: str
+    workspace: Path, tmp_path: Path, columns: dict[str, Any], what: str
 ) -> None:
     pq.write_table(pa.table(columns), tmp_path / "mine.parquet")
     with pytest.raises(D2CError, match=what):
         embed(config(workspace, encoder=str(tmp_path / "mine.parquet")))
+
+
+@pytest.mark.parametrize(
+    ("key", "lists"),
+    [
+        (pa.large_string(), pa.large_list(pa.float64())),
+        (pa.dictionary(pa.int32(), pa.string()), pa.list_(pa.float32(), 3)),
+        (pa.string(), pa.list_(pa.int16())),
+    ],
+)
+def test_tables_as_polars_and_pandas_write_them_are_taken(
+    workspace: Path, tmp_path: Path, key: pa.DataType, lists: pa.DataType
+) -> None:
+    values = np.random.default_rng(0).integers(-9, 9, size=(95, 3))
+    named = pa.array(keys(workspace), pa.string()).cast(key)
+    pq.write_table(pa.table({"key": named, "f": pa.array(values.tolist(), lists)}), tmp_path / "mine.parquet")
+    found = embed(config(workspace, encoder=str(tmp_path / "mine.parquet")))
+    np.testing.assert_array_equal(found, values.astype(np.float16))
 
 
 def test_uneven_or_endless_features_are_refused(workspace: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -255,3 +256,27 @@ def test_explaining_loads_no_torch(workspace: Path) -> None:
     code = "import sys, d2c.explaining, d2c.comparing; assert 'torch' not in sys.modules"
     root = Path(__file__).resolve().parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("table", "what"),
+    [
+        (None, "no such table"),
+        ({"name": ["a"]}, "names no images"),
+        ({"key": [1, 2]}, "not of the scored images"),
+        ({"key": pa.array([], pa.string())}, "not of the scored images"),
+    ],
+)
+def test_what_is_no_selection_is_told_apart(workspace: Path, tmp_path: Path, table: Any, what: str) -> None:
+    name = select(workspace)
+    if table is not None:
+        pq.write_table(pa.table(table), tmp_path / "other.parquet")
+    with pytest.raises(D2CError, match=what):
+        compare(Workspace(workspace), name, str(tmp_path / "other.parquet"))
+
+
+def test_a_selection_as_polars_writes_it_is_compared(workspace: Path, tmp_path: Path) -> None:
+    name = select(workspace)
+    keys = read_table(workspace / "selection" / name / SELECTION)["key"].cast(pa.large_string())
+    pq.write_table(pa.table({"key": keys}), tmp_path / "other.parquet")
+    assert compare(Workspace(workspace), name, str(tmp_path / "other.parquet"))["jaccard"] == 1

@@ -37,6 +37,12 @@ def seeing(table, quotas, features):
     assert features.shape[0] == table.num_rows
     return few(table, quotas, features)
 
+def forgetful(table, quotas, features):
+    few(table, quotas, features)
+
+def picky(table, quotas, features):
+    return []
+
 number = 3
 """
 
@@ -72,7 +78,13 @@ def test_a_changed_function_selects_again(workspace: Path, module: str, tmp_path
 
 @pytest.mark.parametrize(
     ("function", "what"),
-    [("unknown", "not in the scores"), ("twice", "a key twice"), ("greedy", "more images than its budget")],
+    [
+        ("unknown", "not in the scores"),
+        ("twice", "a key twice"),
+        ("greedy", "more images than its budget"),
+        ("forgetful", "returned no keys"),
+        ("picky", "chose no image"),
+    ],
 )
 def test_what_is_no_selection_is_refused(workspace: Path, module: str, function: str, what: str) -> None:
     with pytest.raises(D2CError, match=what):
