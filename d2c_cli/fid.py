@@ -25,6 +25,10 @@ _SHOWN = (
     "rulers costs payback notes"
 ).split()
 WORST = 5
+_DRAWING = (
+    "samples sampler sampling_steps guidance guidance_interval guidance_channels precision class_labels batch_size gpus"
+).split()
+"""Options that concern images which are drawn from a run."""
 
 
 def fid(
@@ -104,6 +108,9 @@ def fid(
         overwrite=overwrite,
     )
     plan = stage.plan(settings)
+    unused = [f"--{name.replace('_', '-')}" for name in _DRAWING if name in output.typed]
+    if plan.generator is None and unused:
+        output.progress.warn(f"these images were drawn elsewhere: {', '.join(unused)} changes nothing")
     if dry_run:
         facts: dict[str, int | None] = {"images": len(plan.judged)}
         if plan.generator:

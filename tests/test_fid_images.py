@@ -14,6 +14,7 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from d2c import fid, fid_stats, ledger, metrics, pictures
 from d2c.classifier import Classifier
@@ -21,6 +22,7 @@ from d2c.errors import D2CError, UsageError
 from d2c.features import Inception
 from d2c.fid import FidConfig
 from d2c.sources import open_source
+from d2c_cli.app import app
 from formats.files import read_json
 
 
@@ -323,3 +325,13 @@ def test_the_document_is_read_back_as_it_was(
     assert read_json(tmp_path / "samples-fid" / "fid.json") == report
     assert report["rows"][0]["distance"] == pytest.approx(0, abs=1e-4)
     assert report["protocol"]["judged"]["kind"] == "npz"
+
+
+def test_options_that_draw_images_are_told_to_change_nothing_here(
+    workspace: Path, real: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    samples = npz_of(tmp_path / "samples.npz", real[0][::3])
+    asked = ["fid", samples, "--workspace", workspace, "--device", "cpu", "--dry-run", "--guidance", "4", "--gpus", "2"]
+    done = CliRunner().invoke(app, [str(word) for word in asked], prog_name="d2c")
+    assert done.exit_code == 0
+    assert "drawn elsewhere: --guidance, --gpus changes nothing" in done.stderr
