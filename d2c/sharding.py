@@ -79,14 +79,19 @@ def state_bytes(spec: ModelSpec) -> int:
     return _BYTES * sum(parameter.numel() for parameter in _empty(spec).parameters())
 
 
-def shard(model: SiT, device: torch.device, world: int) -> None:
+def shard(model: SiT, device: torch.device, world: int, precision: str) -> None:
     """Cut up ``model`` in place, one block after the other, and move it to ``device`` so: it is never there whole."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (world,))
-    for part in (*model.blocks, model):
-        fully_shard(part, mesh=mesh)
+    # Linear maps round their weights to what autocast computes in, with the same result. Where autocast does it, its
+    # copies of all blocks live until the backward pass; normalised queries and keys have weights that it leaves alone.
+    dtype = None if model.spec.qk_norm else {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh)
 
 
 def assembled(spec: ModelSpec, weights: Mapping[str, Tensor], device: torch.device) -> SiT:

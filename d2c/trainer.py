@@ -95,7 +95,7 @@ class Trainer:
         if settings.compile:
             compile_blocks(model, device)
         if settings.shard:
-            sharding.shard(model, device, ranks.world)
+            sharding.shard(model, device, ranks.world, settings.precision)
         else:
             model = model.to(device)
         optimizer = torch.optim.AdamW(

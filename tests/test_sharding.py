@@ -24,11 +24,11 @@ from d2c import checkpoint, runtime, sharding, training
 from d2c.checkpoint import State
 from d2c.errors import D2CError, UsageError
 from d2c.generator import Generator
-from d2c.runs import CHECKPOINTS, CURVES, DONE, SAMPLES, WEIGHTS, Run
+from d2c.runs import CURVES, DONE, SAMPLES, WEIGHTS, Run
 from d2c.runtime import Ranks
 from d2c.sit import SiT, model_spec
 from d2c.throughput import compile_blocks
-from d2c.trainer import STATS, Trainer
+from d2c.trainer import STATS, Tally, Trainer
 from d2c_cli.app import app
 from formats import open_artifact
 
@@ -90,6 +90,22 @@ def held(trainer: Trainer) -> list[float]:
     ]
 
 
+def waiting(trainer: Trainer) -> int:
+    """Blocks of which weights wait in memory for the backward pass."""
+    shape = trainer.model.blocks[0].adaLN_modulation[1].weight.shape
+    saved: list[Tensor] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        denoising, _ = trainer.losses(trainer._work(0), 0)
+    found = sum(tensor.shape in (shape, shape[::-1]) and tensor.untyped_storage().nbytes() > 0 for tensor in saved)
+    denoising.backward()
+    return found
+
+
 def both(ranks: Ranks, job: tuple[Path, Path]) -> None:
     """What each of two processes does."""
     packed, folder = job
@@ -100,12 +116,18 @@ def both(ranks: Ranks, job: tuple[Path, Path]) -> None:
             trainer = built(packed, ranks, name, shard=True)
             steps(trainer, folder / name)
             assert (trainer.model.blocks[0]._compiled_call_impl is not None) == (name == "compiled")
-        steps(built(packed, ranks, "bf16", shard=False), folder / "bf16 of whole models")
+        whole = built(packed, ranks, "bf16", shard=False)
+        steps(whole, folder / "bf16 over whole models")
+        assert waiting(whole) == len(whole.model.blocks)
+        assert waiting(built(packed, ranks, "bf16", shard=True)) == 0
         steps(built(packed, ranks, "plain", shard=True), folder / "lost", lost=True)
 
         trainer = built(packed, ranks, "plain", shard=True)
         checkpoint.resume(folder / "plain of one", trainer.parts)
         save(trainer, folder / "taken over", STEPS)
+
+        # Clocks differ.
+        assert Tally.of(None, CPU).line(1, ranks, asked=False, due=ranks.main)[1:] == (False, True)
 
         trainer.losses = exhausted
         with pytest.raises(D2CError, match=r"3 images at once(.|\n)*try --micro-batch 1, or more GPUs"):
@@ -163,7 +185,7 @@ def test_each_rank_holds_its_part_of_weights_averages_and_moments(pair: Path) ->
 
 @needs_fsdp2
 def test_half_precision_computes_what_it_computes_over_whole_models(pair: Path) -> None:
-    close(state(pair / "bf16 of whole models"), state(pair / "bf16"))
+    close(state(pair / "bf16 over whole models"), state(pair / "bf16"))
 
 
 @needs_fsdp2
@@ -207,7 +229,9 @@ def test_a_run_goes_from_one_rank_to_two_that_share_it_and_back(
     path = train(config(packed, tmp_path / "run", steps=4, **watched)).path
     # By the clock too, which each rank reads for itself.
     shared = {"gpus": 2, "shard": "yes", "checkpoint_every": 1000, "checkpoint_minutes": 1e-9}
-    train(config(packed, path, steps=8, **{**watched, **shared}))
+    plan = training.plan(config(packed, path, steps=8, **{**watched, **shared}))
+    assert training.step_settings(plan).shard
+    training.run(plan)
     assert kept(path) == [4, 6, 8]
     eighth, _ = checkpoint.load_tensors(path / WEIGHTS)
     train(config(packed, path, **watched))
