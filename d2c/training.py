@@ -167,9 +167,7 @@ def _loop(plan: Plan, trainer: Trainer, watch: Watch | None, progress: Progress)
                 passes = taken * batch / plan.samples
                 bar.advance(count, f"loss {line['loss']}, {speed:,.0f} images/s, {passes:,.1f} passes")
                 if taken % plan.watch_every == 0 or taken == last:
-                    with trainer.averaged() as model:
-                        if watch is not None and model is not None:
-                            watch.look(taken, model)
+                    _look(trainer, watch, taken)
                     stopped = _impatient(plan, ranks)
             if leave or stopped or taken == last or saves:
                 seconds = clock.restart()
@@ -188,6 +186,13 @@ def _loop(plan: Plan, trainer: Trainer, watch: Watch | None, progress: Progress)
         checkpoint.save_tensors(run.path / WEIGHTS, weights, {"step": taken})
         write_model_card(run, samples=plan.samples)
         run.finish(stopped)
+
+
+def _look(trainer: Trainer, watch: Watch | None, step: int) -> None:
+    # In a function of its own, after which nothing holds the averaged model.
+    with trainer.averaged() as model:
+        if watch is not None and model is not None:
+            watch.look(step, model)
 
 
 class _SaveClock:

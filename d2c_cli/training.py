@@ -100,6 +100,8 @@ def train(
         return
     if plan.done:
         output.progress.say("train: up to date")
+    elif plan.sharding.on:
+        output.progress.say(f"train: the training state is cut up among the GPUs: {plan.sharding.why}")
     result = training.run(plan, output.progress)
     step = {
         "stage": "train",

@@ -262,6 +262,7 @@ def test_one_process_has_nobody_to_share_with(packed: Path, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
+@needs_fsdp2
 def test_the_dry_run_says_whether_and_why(packed: Path, tmp_path: Path) -> None:
     typed = [
         "train",
@@ -283,6 +284,7 @@ def test_the_dry_run_says_whether_and_why(packed: Path, tmp_path: Path) -> None:
     assert told() == (False, "one process")
     assert told("--gpus", "2") == (False, "processes on a CPU share its memory")
     assert told("--gpus", "2", "--shard", "no") == (False, "--shard no")
+    assert told("--gpus", "2", "--shard", "yes") == (True, "--shard yes")
 
 
 def test_the_state_is_cut_up_where_gpus_cannot_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
