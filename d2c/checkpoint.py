@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from d2c.ema import Ema
 from d2c.errors import D2CError
+from d2c.sharding import host_copies, placed
 from formats.files import atomic
 
 SUFFIX = ".safetensors"
@@ -58,14 +59,16 @@ class Parts:
         return State(step, tensors, {**facts, **scaler})
 
     def load(self, state: State) -> None:
-        """The inverse of `state`."""
-        self.model.load_state_dict(under(state.tensors, "model"))
+        """The inverse of `state`; its tensors are whole, whether or not these parts are cut up."""
+        weights, own = under(state.tensors, "model"), self.model.state_dict()
+        self.model.load_state_dict({name: placed(value, own.get(name, value)) for name, value in weights.items()})
         self.ema.load_state_dict(under(state.tensors, "ema"))
         values = self.optimizer.state_dict()
         values["state"] = {}
+        parameters = [value for group in self.optimizer.param_groups for value in group["params"]]
         for name, tensor in under(state.tensors, "opt").items():
             index, field = name.split(".")
-            values["state"].setdefault(int(index), {})[field] = tensor
+            values["state"].setdefault(int(index), {})[field] = placed(tensor, parameters[int(index)])
         self.optimizer.load_state_dict(values)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state.facts["scaler"])
@@ -113,11 +116,12 @@ def save(folder: Path, state: State, keep: int = 2, every: int = 0) -> Path:
 class Saver:
     """Writes states from a thread, out of copies in host memory, so that training goes on meanwhile.
 
-    Leaving the context waits for the last one. A failure to write is raised by the next call, or there.
+    Leaving the context waits for the last one. A failure to write is raised by the next call, or there. Of several
+    ranks one ``writes``; the others bring what they hold of a state that is cut up.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, every: int = 0) -> None:
-        self._folder, self._keep, self._every = folder, keep, every
+    def __init__(self, folder: Path, keep: int = 2, every: int = 0, *, writes: bool = True) -> None:
+        self._folder, self._keep, self._every, self._writes = folder, keep, every, writes
         self._threads = ThreadPoolExecutor(1)
         self._writing: Future[Path] | None = None
 
@@ -131,9 +135,9 @@ class Saver:
     def save(self, state: State) -> None:
         """Copy ``state`` and have it written (`save`); one at a time."""
         self.wait()
-        copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.tensors.items()}
-        copied = State(state.step, copies, state.facts)
-        self._writing = self._threads.submit(save, self._folder, copied, self._keep, self._every)
+        copied = State(state.step, host_copies(state.tensors, keep=self._writes), state.facts)
+        if self._writes:
+            self._writing = self._threads.submit(save, self._folder, copied, self._keep, self._every)
 
     def wait(self) -> None:
         """Until the last state is on the disk."""

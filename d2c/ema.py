@@ -8,9 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from d2c.sharding import local, placed
+
 
 class Ema:
-    """float32 shadow of every parameter by name, on the parameter's device; ``decay`` is constant, without warm-up."""
+    """float32 shadow of every parameter by name, where and as the parameter is; ``decay`` is constant, no warm-up."""
 
     def __init__(self, model: nn.Module, decay: float = 0.9999) -> None:
         self.decay = decay
@@ -19,8 +21,8 @@ class Ema:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """``shadow = decay * shadow + (1 - decay) * parameter``; call it after each optimizer step."""
-        current = [value.detach().float() for _, value in model.named_parameters()]
-        torch._foreach_lerp_(list(self.shadow.values()), current, 1 - self.decay)
+        current = [local(value).float() for _, value in model.named_parameters()]
+        torch._foreach_lerp_([local(value) for value in self.shadow.values()], current, 1 - self.decay)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged parameters by the names of the model's own state dict."""
@@ -36,7 +38,7 @@ class Ema:
         if state.keys() != self.shadow.keys():
             raise KeyError(f"these names differ: {sorted(state.keys() ^ self.shadow.keys())[:5]}")
         for name, value in self.shadow.items():
-            value.copy_(state[name])
+            value.copy_(placed(state[name], value))
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from d2c import runtime
+from d2c import runtime, sharding
 from d2c.config import execution
 from d2c.errors import D2CError, UsageError
 from d2c.log_writers import Log
 from d2c.recipe import Recipe
 from d2c.runs import Run
+from d2c.sharding import Sharding
 from d2c.sit import ModelSpec, model_spec
 from d2c.sources import open_source
 from d2c.throughput import pays
@@ -25,7 +26,7 @@ class TrainingConfig:
     """What to train on what. ``recipe`` holds every number; ``out`` is the run's folder.
 
     Raises:
-        UsageError: a number is not positive, or the precision is unknown.
+        UsageError: a number is not positive, or a word is unknown.
     """
 
     artifact: Path = execution()
@@ -44,6 +45,8 @@ class TrainingConfig:
     """States of steps that are multiples of this stay too; 0: none."""
     micro_batch: int | None = execution(None)
     """Images that a GPU computes at once; the gradients of several such pieces are added up. None: all of its part."""
+    shard: str = execution("auto")
+    """``yes``: cut weights, gradients, moments and averages up among the GPUs; ``auto``: where these do not fit."""
     compile: bool = True
     """On a GPU, and where there is enough to do, compile the model first."""
     held_out: str | None = execution(None)
@@ -70,6 +73,8 @@ class TrainingConfig:
                 raise UsageError(f"{name} must be positive", found=value)
         if self.precision not in PRECISIONS:
             raise UsageError("unknown precision", found=self.precision, expected=", ".join(PRECISIONS))
+        if self.shard not in sharding.CHOICES:
+            raise UsageError("shard cannot be this", found=self.shard, expected=", ".join(sharding.CHOICES))
         if strange := [name for name in self.log_to if name not in get_args(Log)]:
             raise UsageError("nobody writes logs of this kind", found=strange[0], expected=", ".join(get_args(Log)))
         if self.patience is not None and self.held_out is None:
@@ -88,6 +93,7 @@ class Plan:
     token_column: str | None
     class_column: str | None
     notes: list[str]
+    sharding: Sharding
 
     @property
     def compile(self) -> bool:
@@ -111,6 +117,7 @@ def plan(config: TrainingConfig) -> Plan:
 
     Raises:
         D2CError: the model's grid is not the stored tokens', or ``out`` holds another run.
+        UsageError: one process is to share the training state.
     """
     artifact = open_artifact(config.artifact)
     if not artifact.shards:
@@ -193,7 +200,9 @@ def plan(config: TrainingConfig) -> Plan:
     replaced = config.overwrite and earlier.exists()
     there = not replaced and earlier.matches(identity)
     done = there and (earlier.finished_steps() == recipe.steps or bool(earlier.stopped()))
-    return Plan(config, spec, identity, len(artifact), done, column, class_column, notes)
+    world = max(runtime.ranks().world, config.gpus)
+    shared = sharding.decide(config.shard, spec, device, world)
+    return Plan(config, spec, identity, len(artifact), done, column, class_column, notes, shared)
 
 
 def multiple(count: int, of: int) -> int:

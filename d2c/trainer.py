@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from d2c import runtime
+from d2c import runtime, sharding
 from d2c.checkpoint import Parts
 from d2c.ema import Ema
 from d2c.errors import D2CError
@@ -43,6 +43,8 @@ class Settings:
     compile: bool
     micro_batch: int | None
     """Images that a rank computes at once; None: its whole part of the batch."""
+    shard: bool = False
+    """Cut the training state up among the ranks."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,12 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(runtime.seed_of("init", settings.seed))
             model = SiT(spec)
-        model = model.to(device)
         if settings.compile:
             compile_blocks(model, device)
+        if settings.shard:
+            sharding.shard(model, device, ranks.world, settings.precision)
+        else:
+            model = model.to(device)
         optimizer = torch.optim.AdamW(
             [p for p in model.parameters() if p.requires_grad],
             lr=recipe.lr,
@@ -101,7 +106,7 @@ class Trainer:
             fused=True,
         )
         wrapped: nn.Module = model
-        if ranks.world > 1:
+        if ranks.world > 1 and not settings.shard:
             ids = [device.index] if device.type == "cuda" else None
             wrapped = DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
         loader = Loader(
@@ -136,7 +141,7 @@ class Trainer:
             raise self._too_large(work, step, error) from error
         scaler, optimizer, model = self.parts.scaler, self.parts.optimizer, self.parts.model
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), self.settings.recipe.clip_norm)
+        norm = sharding.whole(nn.utils.clip_grad_norm_(model.parameters(), self.settings.recipe.clip_norm))
         skipped = (~torch.isfinite(norm)).float()
         if not scaler.is_enabled():
             optimizer.found_inf = skipped  # type: ignore[attr-defined] # fused AdamW then leaves everything as it is
@@ -147,6 +152,20 @@ class Trainer:
         loss = torch.stack([denoising, alignment])
         counted = torch.isfinite(loss).all()
         return torch.cat([loss.nan_to_num(0, 0, 0) * counted, _when(1 - skipped, norm), counted[None], skipped[None]])
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[SiT | None]:
+        """The model with the averaged weights, for the first rank; the others come too, and get None."""
+        spec, ema, main = self.settings.spec, self.parts.ema, self.ranks.main
+        if self.settings.shard:
+            # The first rank alone looks at samples and losses, and nobody would hand it the others' rows meanwhile.
+            weights = sharding.host_copies(ema.state_dict(), keep=main)
+            yield sharding.assembled(spec, weights, self.device) if main else None
+        elif main:
+            with ema.applied(self.model):
+                yield self.model
+        else:
+            yield None
 
     def _work(self, step: int) -> _Work:
         batch = self.loader.batch(step)
@@ -201,18 +220,24 @@ class Trainer:
         return objective.loss(prediction, latents, work.noise, work.t).mean(), attached
 
     def _no_sync(self) -> contextlib.AbstractContextManager[None]:
+        # A model that is cut up adds its gradients up each time: waiting would keep all of them on every GPU.
         wrapped = self.wrapped
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
 
     def _too_large(self, work: _Work, step: int, error: torch.OutOfMemoryError) -> D2CError:
         tried = min(self.settings.micro_batch or len(work), len(work))
-        fits = next((size for size in _halves(tried) if self._fits(work[:size], step)), None)
+        if self.settings.shard:
+            # Finding out what fits would take the other ranks' rows, and these do not know of it.
+            more = "more GPUs or a smaller model"
+            hint = f"try --micro-batch {tried // 2}, or {more}" if tried > 1 else f"use {more}"
+        elif fits := next((size for size in _halves(tried) if self._fits(work[:size], step)), None):
+            hint = f"--micro-batch {fits} computes the same step in pieces"
+        else:
+            hint = f"not even one image fits: use {'--shard yes or ' * (self.ranks.world > 1)}a smaller model"
         return D2CError(
             "a GPU's memory is too small for its part of the batch",
             found=f"{tried} images at once; {str(error).splitlines()[0]}",
-            hint=f"--micro-batch {fits} computes the same step in pieces"
-            if fits
-            else "not even one image fits: use a smaller model",
+            hint=hint,
         )
 
     def _fits(self, work: _Work, step: int) -> bool:
@@ -258,12 +283,15 @@ class Tally:
         self.total += stats
         self.count += 1
 
-    def line(self, step: int, ranks: Ranks, *, asked: bool) -> tuple[dict[str, Any], bool]:
-        """The line for the log, over all ranks, and whether any of them was ``asked`` to stop; starts anew."""
-        sums = torch.cat([self.total, self.total.new_tensor([float(asked)])])
+    def line(self, step: int, ranks: Ranks, *, asked: bool, due: bool) -> tuple[dict[str, Any], bool, bool]:
+        """The line for the log, over all ranks, and whether any of them was ``asked`` to stop or is ``due`` to save.
+
+        Ranks do both together, though their clocks differ. The tally starts anew.
+        """
+        sums = torch.cat([self.total, self.total.new_tensor([float(asked), float(due)])])
         if ranks.world > 1:
             dist.all_reduce(sums)
-        denoising, alignment, norm, counted, skipped, stops = sums.tolist()
+        denoising, alignment, norm, counted, skipped, stops, saves = sums.tolist()
         steps = self.count * ranks.world
         line = {
             "step": step,
@@ -276,7 +304,7 @@ class Tally:
         useless = counted == 0 or skipped == steps
         self.total.zero_()
         self.count, self.lost = 0, self.lost + self.count if useless else 0
-        return line, stops > 0
+        return line, stops > 0, saves > 0
 
 
 def _mean(total: float, count: float) -> float | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from d2c import checkpoint, runtime
+from d2c import checkpoint, runtime, sharding
 from d2c.errors import InterruptedRunError
 from d2c.log_writers import open_writers
 from d2c.memorisation import Clock, since_lowest
@@ -96,6 +96,7 @@ def step_settings(plan: Plan) -> Settings:
         seed=config.seed,
         compile=plan.compile,
         micro_batch=config.micro_batch,
+        shard=plan.sharding.on,
     )
 
 
@@ -104,7 +105,8 @@ def _train(ranks: Ranks, job: tuple[Plan, Progress]) -> None:
     config, device = plan.config, runtime.resolve_device(plan.config.device)
     with runtime.cpu_threads(device, _threads(plan, ranks)):
         artifact = open_artifact(config.artifact)
-        trainer = Trainer.build(step_settings(plan), artifact, device, ranks)
+        settings = replace(step_settings(plan), shard=_agreed(plan.sharding.on, ranks))
+        trainer = Trainer.build(settings, artifact, device, ranks)
         if not ranks.main:
             _loop(plan, trainer, None, Silent())
             return
@@ -116,7 +118,7 @@ def _train(ranks: Ranks, job: tuple[Plan, Progress]) -> None:
 
 
 def _watch(plan: Plan, trainer: Trainer, artifact: Artifact, progress: Progress) -> Watch:
-    config, parts, run = plan.config, trainer.parts, Run(plan.config.out)
+    config, run = plan.config, Run(plan.config.out)
     common: dict[str, Any] = {"seed": config.seed, "device": trainer.device}
     clock = None
     if config.held_out is not None:
@@ -124,7 +126,7 @@ def _watch(plan: Plan, trainer: Trainer, artifact: Artifact, progress: Progress)
         clock = Clock.open(artifact, config.held_out, trainer.objective, text=text, **common)
     writers = open_writers(config.log_to, run.path, plan.identity)
     return Watch.open(
-        run, artifact, trainer.model, parts.ema, trainer.objective, clock=clock, writers=writers, progress=progress,
+        run, artifact, plan.spec, trainer.objective, clock=clock, writers=writers, progress=progress,
         **common,
     )  # fmt: skip
 
@@ -141,7 +143,9 @@ def _loop(plan: Plan, trainer: Trainer, watch: Watch | None, progress: Progress)
     clock = _SaveClock(config)
     trainer.wrapped.train()
     with (
-        checkpoint.Saver(run.path / CHECKPOINTS, config.keep_checkpoints, config.keep_every) as saver,
+        checkpoint.Saver(
+            run.path / CHECKPOINTS, config.keep_checkpoints, config.keep_every, writes=ranks.main
+        ) as saver,
         runtime.asked_to_stop() as asked,
         progress.bar("train", last, "step", done=first) as bar,
     ):
@@ -150,10 +154,10 @@ def _loop(plan: Plan, trainer: Trainer, watch: Watch | None, progress: Progress)
             tally.add(trainer.step(taken - 1))
             # Several ranks must leave at the same step, and can agree on it only where they meet.
             leave = ranks.world == 1 and asked()
-            logs = taken % config.log_every == 0 or taken == last
-            if logs:
+            saves = False
+            if taken % config.log_every == 0 or taken == last:
                 count = tally.count
-                line, leave = tally.line(taken, ranks, asked=asked())
+                line, leave, saves = tally.line(taken, ranks, asked=asked(), due=clock.due(taken))
                 if _diverged(plan, tally, parts.scaler.get_scale()):
                     raise run.diverged(plan.identity, taken)
                 if watch is not None:
@@ -163,14 +167,13 @@ def _loop(plan: Plan, trainer: Trainer, watch: Watch | None, progress: Progress)
                 passes = taken * batch / plan.samples
                 bar.advance(count, f"loss {line['loss']}, {speed:,.0f} images/s, {passes:,.1f} passes")
                 if taken % plan.watch_every == 0 or taken == last:
-                    if watch is not None:
-                        watch.look(taken)
+                    _look(trainer, watch, taken)
                     stopped = _impatient(plan, ranks)
-            if leave or stopped or taken == last or (logs and clock.due(taken)):
+            if leave or stopped or taken == last or saves:
                 seconds = clock.restart()
+                facts = {"content_id": plan.identity["content_id"], "tally": tally.to_dict()}
+                saver.save(parts.state(taken, facts))
                 if ranks.main:
-                    facts = {"content_id": plan.identity["content_id"], "tally": tally.to_dict()}
-                    saver.save(parts.state(taken, facts))
                     run.spend(seconds * ranks.world, step=taken, device=trainer.device.type)
             if stopped:
                 break
@@ -178,10 +181,18 @@ def _loop(plan: Plan, trainer: Trainer, watch: Watch | None, progress: Progress)
                 raise InterruptedRunError(
                     f"stopped at step {taken:,}; its state is saved", where=run.path, hint="run the same command again"
                 )
+    weights = sharding.host_copies(parts.ema.state_dict(), keep=ranks.main)
     if ranks.main:
-        checkpoint.save_tensors(run.path / WEIGHTS, parts.ema.state_dict(), {"step": taken})
+        checkpoint.save_tensors(run.path / WEIGHTS, weights, {"step": taken})
         write_model_card(run, samples=plan.samples)
         run.finish(stopped)
+
+
+def _look(trainer: Trainer, watch: Watch | None, step: int) -> None:
+    # In a function of its own, after which nothing holds the averaged model.
+    with trainer.averaged() as model:
+        if watch is not None and model is not None:
+            watch.look(step, model)
 
 
 class _SaveClock:
@@ -199,6 +210,14 @@ class _SaveClock:
         """Seconds since the last time."""
         before, self._started = self._started, time.perf_counter()
         return self._started - before
+
+
+def _agreed(shard: bool, ranks: Ranks) -> bool:
+    """Whether any rank wants to: nodes may have GPUs of different sizes."""
+    wants = torch.tensor([float(shard)])
+    if ranks.world > 1:
+        dist.all_reduce(wants)
+    return bool(wants)
 
 
 def _impatient(plan: Plan, ranks: Ranks) -> str:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from d2c import memorisation
 from d2c.curves import Curve, sheet
-from d2c.ema import Ema
 from d2c.entangled import draw
 from d2c.errors import D2CError
 from d2c.generator import balanced_labels, grid, sample_seeds, save_png
@@ -21,7 +20,7 @@ from d2c.memorisation import Clock
 from d2c.progress import Progress
 from d2c.runs import CURVES, SAMPLES, Run
 from d2c.sampling import SamplerConfig
-from d2c.sit import SiT
+from d2c.sit import ModelSpec, SiT
 from d2c.transport import Objective
 from formats import Artifact
 
@@ -32,11 +31,10 @@ _STEPS = 25
 
 @dataclass
 class Watch:
-    """Looks at the averaged weights of ``model``; draws nothing that training depends on."""
+    """Looks at a model's averaged weights; draws nothing that training depends on."""
 
     run: Run
-    model: SiT
-    ema: Ema
+    spec: ModelSpec
     objective: Objective
     codec: LatentCodec | None
     text: tuple[Tensor, Tensor] | None
@@ -50,8 +48,7 @@ class Watch:
     def open(
         run: Run,
         artifact: Artifact,
-        model: SiT,
-        ema: Ema,
+        spec: ModelSpec,
         objective: Objective,
         *,
         clock: Clock | None,
@@ -68,10 +65,10 @@ class Watch:
         except D2CError as error:
             progress.warn(f"no samples are drawn on the way: {error.what}")
         text = None
-        if model.spec.text_dim is not None:
+        if spec.text_dim is not None:
             embeds, mask = (torch.from_numpy(artifact.table(name)) for name in ("text_embeds", "text_mask"))
             text = embeds.float(), mask
-        return Watch(run, model, ema, objective, codec, text, clock, writers, progress, seed, device)
+        return Watch(run, spec, objective, codec, text, clock, writers, progress, seed, device)
 
     def line(self, line: dict[str, Any]) -> None:
         """Pass a line of the log on."""
@@ -79,11 +76,10 @@ class Watch:
         for writer in self.writers:
             writer.scalars(line["step"], values)
 
-    def look(self, step: int) -> None:
+    def look(self, step: int, averaged: SiT) -> None:
         """Draw samples and curves, and read the clock."""
-        with self.ema.applied(self.model):
-            self._sample(step)
-            reading = self.clock.read(self.model) if self.clock else None
+        self._sample(step, averaged)
+        reading = self.clock.read(averaged) if self.clock else None
         if reading is not None:
             self.run.note_reading({"step": step, **reading})
             self._warn()
@@ -97,14 +93,13 @@ class Watch:
         for writer in self.writers:
             writer.close()
 
-    def _sample(self, step: int) -> None:
+    def _sample(self, step: int, averaged: SiT) -> None:
         if self.codec is None:
             return
-        spec = self.model.spec
-        labels = torch.from_numpy(balanced_labels(SHOWN, spec.num_classes))
+        labels = torch.from_numpy(balanced_labels(SHOWN, self.spec.num_classes))
         latents = draw(
-            self.model,
-            spec,
+            averaged,
+            self.spec,
             self.objective,
             labels,
             sample_seeds(self.seed, SHOWN),

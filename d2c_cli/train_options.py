@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from d2c_cli.values import count, folder, option
 
@@ -26,6 +26,14 @@ MicroBatch = Annotated[
     int | None,
     count(
         "--micro-batch", "IMAGES", "Images that a GPU computes at once; gradients add up.  [default: all of its part]"
+    ),
+]
+Shard = Annotated[
+    Literal["auto", "yes", "no"],
+    option(
+        "--shard",
+        "auto|yes|no",
+        "Cut weights, gradients, moments and averages up among the GPUs; auto: where they would fill 70 % of each.",
     ),
 ]
 TrainHeldOut = Annotated[

@@ -26,6 +26,7 @@ def train(
     batch_size: train_options.TrainBatch = None,
     set: train_options.Set = None,  # noqa: A002 (its name on the command line)
     micro_batch: train_options.MicroBatch = None,
+    shard: train_options.Shard = "auto",
     held_out: train_options.TrainHeldOut = None,
     patience: train_options.Patience = None,
     watch_every: train_options.WatchEvery = None,
@@ -65,6 +66,7 @@ def train(
         precision=precision,
         compile=not no_compile,
         micro_batch=micro_batch,
+        shard=shard,
         held_out=held_out,
         patience=patience,
         watch_every=watch_every,
@@ -87,6 +89,8 @@ def train(
         "passes_per_image": round(plan.passes, 1),
         "text": plan.spec.text_dim is not None,
         "alignment": plan.token_column is not None,
+        "sharded": plan.sharding.on,
+        "sharded_why": plan.sharding.why,
         "notes": plan.notes,
     }
     if dry_run:
@@ -96,6 +100,8 @@ def train(
         return
     if plan.done:
         output.progress.say("train: up to date")
+    elif plan.sharding.on:
+        output.progress.say(f"train: the training state is cut up among the GPUs: {plan.sharding.why}")
     result = training.run(plan, output.progress)
     step = {
         "stage": "train",

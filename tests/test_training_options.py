@@ -136,8 +136,12 @@ def test_a_signal_saves_the_state_and_the_run_goes_on_from_there(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gpus", [1, 2])
-def test_the_command_stops_with_the_code_of_those_who_may_come_again(packed: Path, tmp_path: Path, gpus: int) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "steps"), [("--gpus 1", 400), ("--gpus 2", 400), ("--gpus 2 --shard yes", 200)], ids=["1", "2", "shard"]
+)
+def test_the_command_stops_with_the_code_of_those_who_may_come_again(
+    packed: Path, tmp_path: Path, ranks: str, steps: int
+) -> None:
     def command(out: Path) -> list[str]:
         typed = [
             "train",
@@ -147,11 +151,11 @@ def test_the_command_stops_with_the_code_of_those_who_may_come_again(packed: Pat
             "--recipe",
             "small",
             "--steps",
-            "400",
+            str(steps),
             "--device",
             "cpu",
         ]
-        more = ["--batch-size", "6", "--gpus", str(gpus), "--out", str(out), "--checkpoint-every", "10000"]
+        more = ["--batch-size", "6", *ranks.split(), "--out", str(out), "--checkpoint-every", "10000"]
         return [sys.executable, "-m", "d2c_cli", *typed, *more]
 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
