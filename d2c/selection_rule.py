@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -92,8 +93,12 @@ class SelectionConfig:
         if not 0 <= self.confidence < np.inf:
             raise UsageError("confidence has a weight", found=self.confidence, expected="0 or more")
         if self.method not in METHODS and ":" not in self.method:
+            close = difflib.get_close_matches(self.method, METHODS, n=1)
             raise UsageError(
-                "unknown selection method", found=self.method, expected=f"{', '.join(METHODS)} or package.module:name"
+                "unknown selection method",
+                found=self.method,
+                expected=f"{', '.join(METHODS)} or package.module:name",
+                hint=f"did you mean {close[0]}?" if close else None,
             )
         if parse_balance(self.balance)[0] != "equal" and self.per_class is not None:
             raise UsageError("a budget per class leaves nothing to balance", found=f"--balance {self.balance}")

@@ -70,6 +70,9 @@ def select(
         threads=threads,
         overwrite=overwrite,
     )
+    for name, concerned in (("interval", "interval"), ("confidence", "ot")):
+        if name in output.typed and method != concerned:
+            output.progress.warn(f"--{name} is for --method {concerned}, and changes nothing here")
     if report is not None and report.is_dir():
         raise UsageError("the report is a file", where=report, found="a folder", expected=f"{report / 'report.html'}")
     if dry_run:

@@ -345,3 +345,15 @@ def test_thumbnails_of_tiny_images_are_not_blown_up_in_the_file(judged: Path) ->
     assert (picture["width"], picture["height"]) == ("72", "72")
     data = base64.b64decode(str(picture["src"]).partition(",")[2])
     assert Image.open(io.BytesIO(data)).size == (8, 8)
+
+
+def test_select_says_what_it_makes_nothing_of(judged: Path) -> None:
+    asked = ["select", "--per-class", "5", "--workspace", judged, "--device", "cpu", "--dry-run"]
+    done = d2c(*asked, "--method", "min", "--interval", "3", "--confidence", "2")
+    assert done.exit_code == 0
+    assert "--interval is for --method interval" in done.stderr
+    assert "--confidence is for --method ot" in done.stderr
+    assert "changes nothing" not in d2c(*asked, "--interval", "3").stderr
+    mistyped = d2c(*asked, "--method", "herdin")
+    assert mistyped.exit_code == 2
+    assert "did you mean herding?" in mistyped.stderr
