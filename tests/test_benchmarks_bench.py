@@ -73,13 +73,12 @@ def test_the_page_says_which_differences_are_noise(scripts: Any, tmp_path: Path)
     told = {line.split("`")[1]: line for line in page.splitlines() if "against `random`" in line}
     # One run says nothing about noise.
     assert set(told) == {"kernel", "interval"}
-    p = stats.ttest_ind(better, random, equal_var=False).pvalue
+    assert stats.ttest_ind(better, random, equal_var=False).pvalue < 0.05 < stats.ttest_ind(alike, random).pvalue
     error = np.hypot(np.std(better, ddof=1), np.std(random, ddof=1)) / np.sqrt(3)
-    gap = np.mean(random) - np.mean(better)
-    expected = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-    assert f"class FD {gap:.2f} lower ({gap / error:.1f} standard errors, {expected})" in told["kernel"]
-    assert "class FD 0.03 higher" in told["interval"]
-    assert "within the noise" in told["interval"]
+    gap = np.mean(better) - np.mean(random)
+    assert f"| {gap:+.2f} ({gap / error:+.1f}): better |" in told["kernel"]
+    assert "| +0.03 (+0.2): noise |" in told["interval"]
+    assert "Is the paper's interval sampling better than random?* class FD: noise in 1 of 1" in page
     assert "| kernel | 0.550 (-4.5) |" in page
     # What others compute with is all there.
     assert len(pq.read_table(tmp_path / "cifar10.parquet")) == len(rows) + 2
@@ -90,14 +89,14 @@ def test_the_page_says_which_differences_are_noise(scripts: Any, tmp_path: Path)
 def test_arms_are_compared_with_their_like_alone(scripts: Any) -> None:
     rows = [trained("random", seed, 3.0 + seed / 10) for seed in range(3)]
     rows += [trained("random", seed, 1.0 + seed / 10, attach="both") for seed in range(3)]
-    rows += [trained("full", seed, 2.0, budget=0) for seed in range(3)]
-    groups = scripts("bench_page").grouped(rows)
+    rows += [trained("full", seed, 2.0 + seed / 10, budget=0) for seed in range(3)]
+    groups = scripts("bench_arms").grouped(rows)
     assert {key[1]: list(arms) for key, arms in groups.items()} == {"none": ["full", "random"], "both": ["random"]}
-    (told,) = scripts("bench_page").findings(groups).points
-    assert told.startswith(
-        "10 images a class, 3,000 steps, text and vision attached, against the same without: `random`"
-    )
-    assert "FD 2.00 lower" in told
+    found = scripts("bench_arms").comparisons(groups)
+    assert {(one.question, one.words): round(one.gap("distance")[0], 6) for one in found} == {
+        ("attach", "`random`, text and vision against nothing attached"): -2.0,
+        ("full", "`random` against all images"): 1.0,
+    }
 
 
 def test_a_repeated_level_is_compared_digit_by_digit(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bench_page import MEASURES, SUBSET_MEASURES, subsets
+from bench_arms import MEASURES
+from bench_page import SUBSET_MEASURES, subsets
 from tables import read, table
 
 

@@ -6,53 +6,32 @@ python docs/benchmarks/bench_page.py OUT DOMAIN [FOLDER]     # FOLDER/DOMAIN.{md
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from bench_arms import COMPARED, MEASURES, QUESTIONS, Arm, Arms, Group, Row, comparisons, grouped, heading
 from bench_figure import figure
-from scipy import stats
 from tables import read, table
 
 from d2c import report
 from formats.files import write_bytes, write_json
 
-Row = dict[str, Any]
-Group = tuple[str, str, str, int, int]
-"""Objective, attachments, scorer, budget and steps: what two arms must share to be compared."""
-MEASURES = {
-    "distance": ("FD", 2),
-    "class_distance": ("class FD", 2),
-    "held_out": ("held-out loss", 4),
-    "precision": ("precision", 3),
-    "recall": ("recall", 3),
-    "coverage": ("coverage", 3),
-    "copy_rate": ("copy rate", 4),
-}
 SUBSET_MEASURES = ("distance", "class_distance", "recall", "coverage")
-COMPARED = ("class_distance", "held_out")
-"""What rules are ranked by: FD alone misses `max`, and the held-out loss asks for all of the data."""
 TITLES = {
     "cifar10": "CIFAR-10",
     "longtail": "A long-tailed CIFAR-10",
     "unlabelled": "CIFAR-10 without its labels",
     "glyphs": "Letters and digits of fonts",
 }
-ATTACHED = {"both": "text and vision", "text": "text", "vision": "vision"}
-SCORERS = {
-    "weak": "a scorer trained for a tenth of the steps",
-    "tenth": "a scorer that saw a random tenth of the images",
-}
 STAGES = ("train_scorer", "score", "attach", "train", "sample")
 WIDTHS = "Mean ± standard deviation over the runs."
 LIMITS = (
-    "Two arms differ beyond the noise where Welch's t-test says p < 0.05. Nothing is corrected for the number of "
-    "comparisons: of twenty, one is expected to look so by chance. Scores of pixels are mostly texture: in a latent "
+    "In brackets: standard errors. Better and worse: Welch's t-test says p < 0.05. Nothing is corrected for the number "
+    "of comparisons: of twenty, one is expected to look so by chance. Scores of pixels are mostly texture: in a latent "
     "space rules may rank otherwise."
 )
 
@@ -65,28 +44,6 @@ class Section:
     words: list[str]
     tables: list[tuple[str, list[str], list[list[str]]]] = field(default_factory=list)
     points: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """The runs of one rule in one group."""
-
-    method: str
-    runs: list[Row]
-
-    def values(self, measure: str) -> np.ndarray:
-        return np.array([run["figures"][measure] for run in self.runs], dtype=float)
-
-    def mean(self, measure: str) -> float:
-        return float(self.values(measure).mean())
-
-    def error(self, measure: str) -> float:
-        """The standard error of the mean; NaN of a single run."""
-        values = self.values(measure)
-        return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-
-
-Arms = dict[str, Arm]
 
 
 def main(out: Path, domain: str, here: Path) -> None:
@@ -117,34 +74,6 @@ def main(out: Path, domain: str, here: Path) -> None:
     report.write(here / f"{domain}.html", page(title, sections, picture))
     write_json(here / f"{domain}.json", {"facts": facts, "rows": rows})
     pq.write_table(pa.Table.from_pylist([flat(row) for row in rows]), here / f"{domain}.parquet")
-
-
-def grouped(rows: list[Row]) -> dict[Group, Arms]:
-    """Arms by group, the plainest first; full data stands in each group that is otherwise alike."""
-    found: dict[Group, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        key = (row["objective"], row["attach"], row["scorer"], row["budget"], row["steps"])
-        found[key][row["method"]].append(row)
-    full = {(key[0], key[1], key[2], key[4]): arms.pop("full") for key, arms in found.items() if "full" in arms}
-    groups: dict[Group, Arms] = {}
-    for key in sorted(found, key=lambda k: (k[0] != "sit", k[1] != "none", k[2] != "own", k[3], k[4], k)):
-        arms = {method: Arm(method, runs) for method, runs in found[key].items()}
-        if not arms:
-            continue
-        alike = full.get((key[0], key[1], key[2], key[4]))
-        if alike:
-            arms["full"] = Arm("full", alike)
-        groups[key] = dict(sorted(arms.items(), key=lambda item: item[1].mean("class_distance")))
-    return groups
-
-
-def heading(group: Group) -> str:
-    """What the arms of a group have in common."""
-    objective, attach, scorer, budget, steps = group
-    parts = [f"{budget} images a class, {steps:,} steps"]
-    parts += [f"{ATTACHED[attach]} attached"] if attach != "none" else []
-    parts += [f"chosen by {SCORERS[scorer]}"] if scorer != "own" else []
-    return ", ".join([*parts, *(["DiT's objective"] if objective == "dit" else [])])
 
 
 def what(facts: Row, trained: list[Row]) -> Section:
@@ -210,11 +139,8 @@ def arms_section(group: Group, arms: Arms) -> Section:
         [name, str(len(arm.runs)), *(spread(arm, measure, digits) for measure, (_, digits) in MEASURES.items())]
         for name, arm in arms.items()
     ]
-    points = (
-        [against(arm, arms["random"]) for name, arm in arms.items() if name != "random"] if "random" in arms else []
-    )
     words = [f"{passes:,.0f} passes an image. {WIDTHS}"]
-    return Section(heading(group), words, [("", header, body)], [point for point in points if point])
+    return Section(heading(group), words, [("", header, body)])
 
 
 def spread(arm: Arm, measure: str, digits: int) -> str:
@@ -225,37 +151,22 @@ def spread(arm: Arm, measure: str, digits: int) -> str:
     return f"{values.mean():.{digits}f}" + (f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else "")
 
 
-def against(arm: Arm, other: Arm, measures: Sequence[str] = COMPARED) -> str:
-    """How far two arms are apart, in standard errors, and whether that is noise; empty with fewer than 3 runs."""
-    if min(len(arm.runs), len(other.runs)) < 3:
-        return ""
-    parts = []
-    for measure in measures:
-        name, digits = MEASURES[measure]
-        gap = arm.mean(measure) - other.mean(measure)
-        size = abs(gap) / np.hypot(arm.error(measure), other.error(measure))
-        p = float(stats.ttest_ind(arm.values(measure), other.values(measure), equal_var=False).pvalue)
-        noise = "within the noise" if p >= 0.05 else f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
-        word = "lower" if gap < 0 else "higher"
-        parts.append(f"{name} {abs(gap):.{digits}f} {word} ({size:.1f} standard errors, {noise})")
-    names = [one.method for one in (arm, other)]
-    return f"`{names[0]}`{'' if names[0] == names[1] else f' against `{names[1]}`'}: {'; '.join(parts)}."
-
-
 def findings(groups: dict[Group, Arms]) -> Section:
-    """What attachments, scorers and other rules change, as far as there are runs."""
+    """What the runs say to each question, and the comparisons behind it."""
+    found = comparisons(groups)
     points = []
-    for key, arms in groups.items():
-        objective, attach, scorer, budget, steps = key
-        pairs = [(ours, rule) for ours in ("match", "kernel") for rule in ("interval", "ot")]
-        found = [against(arms[ours], arms[rule]) for ours, rule in pairs if ours in arms and rule in arms]
-        points += [f"{heading(key)}: {told}" for told in found if told]
-        base = groups.get((objective, "none", "own", budget, steps), {})
-        for rule, arm in arms.items():
-            compared = rule != "full" and (attach != "none" or scorer != "own") and rule in base
-            if compared and (told := against(arm, base[rule], ("distance", *COMPARED))):
-                points.append(f"{heading(key)}, against the same without: {told}")
-    return Section("What follows", [LIMITS], points=points)
+    for question, words in QUESTIONS.items():
+        told = []
+        for measure in COMPARED:
+            verdicts = [one.gap(measure)[2] for one in found if one.question == question]
+            counts = [f"{word} in {verdicts.count(word)}" for word in ("better", "worse", "noise") if word in verdicts]
+            told.append(f"{MEASURES[measure][0]}: {', '.join(counts)} of {len(verdicts)}")
+        if any(one.question == question for one in found):
+            points.append(f"*{words}* {'; '.join(told)}.")
+    measures = ("distance", *COMPARED, "copy_rate")
+    header = ["comparison", "where", *(MEASURES[measure][0] for measure in measures)]
+    body = [[one.words, heading(one.where), *(one.cell(measure) for measure in measures)] for one in found]
+    return Section("What follows", [LIMITS], [("Comparisons", header, body)] if body else [], points)
 
 
 def costs(rows: list[Row]) -> Section:

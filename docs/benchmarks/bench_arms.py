@@ -1,0 +1,142 @@
+"""Runs of bench.py as arms: grouped with their like, and compared."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+Row = dict[str, Any]
+Group = tuple[str, str, str, int, int]
+"""Objective, attachments, scorer, budget and steps: what two arms must share to be compared."""
+MEASURES = {
+    "distance": ("FD", 2),
+    "class_distance": ("class FD", 2),
+    "held_out": ("held-out loss", 4),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "coverage": ("coverage", 3),
+    "copy_rate": ("copy rate", 4),
+}
+COMPARED = ("class_distance", "held_out")
+"""What rules are ranked by: FD alone misses `max`, and the held-out loss asks for all of the data."""
+ATTACHED = {"both": "text and vision", "text": "text", "vision": "vision"}
+SCORERS = {
+    "weak": "a scorer trained for a tenth of the steps",
+    "tenth": "a scorer that saw a random tenth of the images",
+}
+OURS = "match"
+QUESTIONS = {
+    "interval": "Is the paper's interval sampling better than random?",
+    "rules": "Are other rules?",
+    "ours": "Is matching distributions and difficulty better than interval sampling, and than GADC's objective?",
+    "attach": "Does attaching help?",
+    "scorer": "Does a worse scorer choose worse?",
+    "full": "Are a few random images better than all of them, in as many steps?",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """The runs of one rule in one group."""
+
+    method: str
+    runs: list[Row]
+
+    def values(self, measure: str) -> np.ndarray:
+        return np.array([run["figures"][measure] for run in self.runs], dtype=float)
+
+    def mean(self, measure: str) -> float:
+        return float(self.values(measure).mean())
+
+    def error(self, measure: str) -> float:
+        """The standard error of the mean; NaN of a single run."""
+        values = self.values(measure)
+        return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+Arms = dict[str, Arm]
+
+
+def grouped(rows: list[Row]) -> dict[Group, Arms]:
+    """Arms by group, the plainest first; full data stands in each group that is otherwise alike."""
+    found: dict[Group, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        key = (row["objective"], row["attach"], row["scorer"], row["budget"], row["steps"])
+        found[key][row["method"]].append(row)
+    full = {(key[0], key[1], key[2], key[4]): arms.pop("full") for key, arms in found.items() if "full" in arms}
+    groups: dict[Group, Arms] = {}
+    for key in sorted(found, key=lambda k: (k[0] != "sit", k[1] != "none", k[2] != "own", k[3], k[4], k)):
+        arms = {method: Arm(method, runs) for method, runs in found[key].items()}
+        if not arms:
+            continue
+        alike = full.get((key[0], key[1], key[2], key[4]))
+        if alike:
+            arms["full"] = Arm("full", alike)
+        groups[key] = dict(sorted(arms.items(), key=lambda item: item[1].mean("class_distance")))
+    return groups
+
+
+def heading(group: Group) -> str:
+    """What the arms of a group have in common."""
+    objective, attach, scorer, budget, steps = group
+    parts = [f"{budget} images a class, {steps:,} steps"]
+    parts += [f"{ATTACHED[attach]} attached"] if attach != "none" else []
+    parts += [f"chosen by {SCORERS[scorer]}"] if scorer != "own" else []
+    return ", ".join([*parts, *(["DiT's objective"] if objective == "dit" else [])])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two arms of at least three runs each."""
+
+    question: str
+    """Which of `QUESTIONS` it answers."""
+    words: str
+    where: Group
+    arm: Arm
+    other: Arm
+
+    def gap(self, measure: str) -> tuple[float, float, str]:
+        """Difference, the same in standard errors, and what Welch's t says of it: better, worse or noise."""
+        gap = self.arm.mean(measure) - self.other.mean(measure)
+        error = float(np.hypot(self.arm.error(measure), self.other.error(measure)))
+        values = self.arm.values(measure), self.other.values(measure)
+        p = float(stats.ttest_ind(*values, equal_var=False).pvalue) if error else 1.0
+        word = "noise" if p >= 0.05 else "better" if gap < 0 else "worse"
+        return gap, gap / error if error else 0.0, word
+
+    def cell(self, measure: str) -> str:
+        """The gap, in words."""
+        gap, errors, word = self.gap(measure)
+        return f"{gap:+.{MEASURES[measure][1]}f} ({errors:+.1f}): {word}"
+
+
+def comparisons(groups: dict[Group, Arms]) -> list[Comparison]:
+    """Every pair of arms that a question is about, as far as both have three runs."""
+    found = []
+    for key, arms in groups.items():
+        objective, attach, scorer, budget, steps = key
+        plain = attach == "none" and scorer == "own"
+        base = groups.get((objective, "none", "own", budget, steps), {})
+        for rule, arm in arms.items():
+            question = "interval" if rule == "interval" else "rules"
+            if plain and rule not in ("random", "full") and "random" in arms:
+                found.append(Comparison(question, f"`{rule}` against `random`", key, arm, arms["random"]))
+            if not plain and rule in base:
+                words = f"`{rule}`, {ATTACHED[attach]} against nothing attached" if scorer == "own" else (
+                    f"`{rule}`, {SCORERS[scorer]} against the usual one"
+                )  # fmt: skip
+                found.append(Comparison("attach" if scorer == "own" else "scorer", words, key, arm, base[rule]))
+        if plain:
+            found += [
+                Comparison("ours", f"`{OURS}` against `{rule}`", key, arms[OURS], arms[rule])
+                for rule in ("interval", "ot")
+                if OURS in arms and rule in arms
+            ]
+            if "full" in arms and "random" in arms:
+                found.append(Comparison("full", "`random` against all images", key, arms["random"], arms["full"]))
+    return [one for one in found if min(len(one.arm.runs), len(one.other.runs)) >= 3]
