@@ -31,7 +31,7 @@ from d2c.selectors import METHODS
 from formats.files import read_json, write_json
 
 MODELS = {"sit": "sit-tiny/4", "dit": "dit-tiny/4"}
-STEPS, BATCH = 3000, 32
+STEPS = 3000
 HERE = Path(__file__).parent
 LEVEL_A = (*METHODS, "gradient")
 """`gradient`: interval sampling by the mean squared gradient of the pixels, which needs no model."""
