@@ -45,13 +45,17 @@ class Set:
 
 @dataclass(frozen=True)
 class Clock:
-    """Reads the losses of a model on ``train`` and ``held_out``; ``text`` are tables by class, where it reads any."""
+    """Reads the losses of a model on ``train`` and ``held_out``; ``text`` are tables by class, where it reads any.
+
+    ``blind``: the model is told no class of either, since the artifact's are clusters: an unseen image has none.
+    """
 
     train: Set
     held_out: Set
     text: tuple[Tensor, Tensor] | None
     objective: Objective
     seed: int
+    blind: bool = False
 
     @staticmethod
     def open(
@@ -73,6 +77,7 @@ class Clock:
             text=(tables[0].float(), tables[1]) if text else None,
             objective=objective,
             seed=seed,
+            blind=has_clusters(artifact),
         )
 
     def read(self, model: Predictor) -> dict[str, list[float] | float]:
@@ -103,15 +108,29 @@ class Clock:
                 times, same = t[: len(labels)], noise.expand_as(latents)
                 text, mask = (table[labels] for table in self.text) if self.text else (None, None)
                 z_t = self.objective.corrupt(latents, same, times)
-                output = model(z_t, self.objective.model_time(times), labels, text, mask)
+                null = torch.ones_like(labels, dtype=torch.bool) if self.blind else None
+                output = model(z_t, self.objective.model_time(times), labels, text, mask, null=null)
                 found.append(self.objective.loss(output, latents, same, times))
             columns.append(torch.cat(found).double().cpu().numpy())
         return np.stack(columns, axis=1)
 
 
+def has_clusters(artifact: Artifact) -> bool:
+    """Whether the classes were found in the images (``d2c score --labels clusters:K``)."""
+    return _labels(artifact).startswith("clusters")
+
+
+def _labels(artifact: Artifact) -> str:
+    return str(artifact.manifest["source"].get("labels", "source"))
+
+
 def _unseen(artifact: Artifact, location: str, latent: LatentSpec, seed: int, device: torch.device) -> Set:
-    source = open_source(location)
-    numbers = class_numbers(source.classes, artifact.classes)[source.labels]
+    # Without classes of their own all images are of one: that of `--labels none`, or none that counts.
+    source = open_source(location, labels="source" if _labels(artifact) == "source" else "none")
+    if has_clusters(artifact):
+        numbers = np.zeros(len(source), dtype=np.int64)
+    else:
+        numbers = class_numbers(source.classes, artifact.classes)[source.labels]
     trained = {artifact.info(row).get("source_xxh3") for row in range(len(artifact))}
     order = [int(row) for row in runtime.rng("held out", seed).permutation(len(source)) if numbers[row] >= 0]
     codec = open_codec("rgb" if latent.codec == "rgb" else latent.encoder, latent.pixels, device)

@@ -10,6 +10,7 @@ from d2c import runtime, sharding
 from d2c.config import execution
 from d2c.errors import D2CError, UsageError
 from d2c.log_writers import Log
+from d2c.memorisation import has_clusters
 from d2c.recipe import Recipe
 from d2c.runs import Run
 from d2c.sharding import Sharding
@@ -174,6 +175,14 @@ def plan(config: TrainingConfig) -> Plan:
         raise UsageError(
             "held-out images have no class token, which this recipe denoises too", hint="leave --held-out out"
         )
+    if config.held_out is not None and has_clusters(artifact):
+        if not recipe.class_dropout:
+            raise UsageError(
+                "held-out images are in none of the artifact's clusters, and this recipe trains no model without them",
+                found="class_dropout=0",
+                hint="leave --held-out out, or --set class_dropout=0.1",
+            )
+        notes.append("the artifact's classes are clusters: the memorisation clock asks the model without them")
     if vision and vision["grid"] != spec.grid:
         raise D2CError(
             "the model's tokens lie on another grid than the stored vision tokens",

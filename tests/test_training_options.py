@@ -27,6 +27,8 @@ from d2c.progress import Silent
 from d2c.runs import CURVES, DONE, READINGS, SAMPLES, STATS, WEIGHTS, Run
 from d2c.sampling import SamplerConfig
 from d2c.trainer import Trainer
+from d2c.transport import Velocity
+from formats import open_artifact
 from formats.files import read_json
 
 Losses = tuple[Tensor, Tensor]
@@ -213,6 +215,23 @@ def test_a_killed_run_reads_its_clock_anew(watched: Path, packed: Path, image_fo
         train(asked, Signal(signal.SIGTERM))
     train(asked)
     assert same(tmp_path / "run", watched, READINGS)
+
+
+def test_of_clusters_the_clock_asks_without_classes(packed: Path, image_folder: Path, tmp_path: Path) -> None:
+    artifact = open_artifact(packed)
+    artifact.manifest["source"]["labels"] = "clusters:3"
+    stranger = shutil.copytree(image_folder, tmp_path / "stranger")
+    (stranger / "cat").rename(stranger / "a class of its own")
+    clock = Clock.open(artifact, str(stranger), Velocity(), text=True, seed=0, device=torch.device("cpu"))
+    told = []
+
+    def model(latents: torch.Tensor, *_: Any, null: torch.Tensor) -> torch.Tensor:
+        told.append(null)
+        return latents
+
+    clock.read(model)
+    assert len(clock.held_out) > 40  # images of the class that the artifact does not know, too
+    assert torch.cat(told).all()
 
 
 def test_too_few_held_out_images_are_refused(packed: Path, image_folder: Path, tmp_path: Path) -> None:
