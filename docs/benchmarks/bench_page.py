@@ -31,8 +31,9 @@ STAGES = ("train_scorer", "score", "attach", "train", "sample")
 WIDTHS = "Mean ± standard deviation over the runs."
 LIMITS = (
     "In brackets: standard errors. Better and worse: Welch's t-test says p < 0.05. Nothing is corrected for the number "
-    "of comparisons: of twenty, one is expected to look so by chance. Scores of pixels are mostly texture: in a latent "
-    "space rules may rank otherwise."
+    "of comparisons: of twenty, one is expected to look so by chance. And every rule but `random` makes a single subset "
+    "here, so its spread is that of training alone: another scorer or other features would make another subset, which "
+    "may be a luckier one. Scores of pixels are mostly texture: in a latent space rules may rank otherwise."
 )
 
 
