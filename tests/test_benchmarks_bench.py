@@ -82,7 +82,7 @@ def test_the_page_says_which_differences_are_noise(scripts: Any, tmp_path: Path)
     assert "| kernel | 0.550 (-4.5) |" in page
     # What others compute with is all there.
     assert len(pq.read_table(tmp_path / "cifar10.parquet")) == len(rows) + 2
-    assert 'aria-label="10 images a class, 3,000 steps"' in (tmp_path / "cifar10.svg").read_text()
+    assert 'aria-label="CIFAR-10, 10 images a class, 3,000 steps: runs' in (tmp_path / "cifar10.svg").read_text()
     assert (tmp_path / "cifar10.html").read_text().count("<svg") == 1
 
 
@@ -146,3 +146,10 @@ def test_glyphs_are_rendered_once_a_font_that_looks_its_own(
     assert (len(names), len(set(names))) == (62, 62)
     assert zero.shape == (32, 32)
     assert (zero < 128).sum() > (letter < 128).sum() > 0
+
+
+@pytest.mark.parametrize("span", [(0.276, 0.314), (8.6, 12.5), (0.0, 1.0), (97.0, 1040.0), (3.0, 3.001)])
+def test_ticks_are_few_round_and_inside(scripts: Any, span: tuple[float, float]) -> None:
+    found = scripts("bench_figure").ticks(*span)
+    assert 2 <= len(found) <= 7
+    assert all(span[0] <= tick <= span[1] for tick in found)

@@ -32,7 +32,7 @@ OURS = "kernel"
 QUESTIONS = {
     "interval": "Is the paper's interval sampling better than random?",
     "rules": "Are other rules?",
-    "ours": "Is matching distributions (`kernel`) better than interval sampling, and than GADC's objective?",
+    "ours": "Is matching distributions better than interval sampling, and than GADC's objective?",
     "attach": "Does attaching help?",
     "scorer": "Does a worse scorer choose worse?",
     "full": "Are a few random images better than all of them, in as many steps?",

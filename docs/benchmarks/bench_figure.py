@@ -38,7 +38,7 @@ def panel(left: float, height: float, measure: str, arms: Mapping[str, np.ndarra
         return left + (value - low) / (high - low) * WIDTH
 
     found = [text(left + WIDTH / 2, 34, f"{measure} (lower is better)", "middle")]
-    found += [text(x(tick), height - 10, f"{tick:.3g}", "middle", QUIET) for tick in np.linspace(low, high, 4)]
+    found += [text(x(tick), height - 10, f"{tick:.6g}", "middle", QUIET) for tick in ticks(low, high)]
     if level is not None:
         at = x(float(arms[level].mean()))
         found.append(f'<path d="M{at:.1f},{TOP - 10} V{height - BOTTOM}" stroke="#999" stroke-dasharray="4 4"/>')
@@ -51,6 +51,13 @@ def panel(left: float, height: float, measure: str, arms: Mapping[str, np.ndarra
         found.append(f'<path d="M{x(mean - error):.1f},{y} H{x(mean + error):.1f}" stroke="{MEAN}" stroke-width="3"/>')
         found.append(f'<circle cx="{x(mean):.1f}" cy="{y}" r="4.5" fill="{MEAN}"/>')
     return found
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Three to six round numbers between ``low`` and ``high``."""
+    power = 10.0 ** np.floor(np.log10(high - low))
+    step = next(part * power for part in (2.5, 2, 1, 0.5, 0.25, 0.2) if high - low >= 3 * part * power)
+    return [round(number * step, 12) for number in range(int(np.ceil(low / step)), int(high / step) + 1)]
 
 
 def row(place: int) -> int:

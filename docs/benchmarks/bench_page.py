@@ -30,10 +30,11 @@ TITLES = {
 STAGES = ("train_scorer", "score", "attach", "train", "sample")
 WIDTHS = "Mean ± standard deviation over the runs."
 LIMITS = (
-    "In brackets: standard errors. Better and worse: Welch's t-test says p < 0.05. Nothing is corrected for the number "
-    "of comparisons: of twenty, one is expected to look so by chance. And every rule but `random` makes a single subset "
-    "here, so its spread is that of training alone: another scorer or other features would make another subset, which "
-    "may be a luckier one. Scores of pixels are mostly texture: in a latent space rules may rank otherwise."
+    "In brackets: standard errors. Better and worse: Welch's t-test says p < 0.05. Nothing is corrected for the "
+    "number of comparisons: of twenty, one is expected to look so by chance. And every rule but the random ones "
+    "makes one subset here, so its spread is that of training alone: another scorer or other features would make "
+    "another subset, perhaps a luckier one. Scores of pixels are mostly texture: in a latent space rules may rank "
+    "otherwise."
 )
 
 
@@ -69,7 +70,8 @@ def main(out: Path, domain: str, here: Path) -> None:
             (MEASURES[measure][0], {labels[name]: arm.values(measure) for name, arm in arms.items()})
             for measure in COMPARED
         ]
-        picture = figure(heading(group), panels, labels.get("random"))
+        words = f"{TITLES[domain]}, {heading(group)}: runs, means, standard errors"
+        picture = figure(words, panels, labels.get("random"))
         write_bytes(here / f"{domain}.svg", picture.encode())
     write_bytes(here / f"{domain}.md", markdown(title, domain, sections, picture is not None).encode())
     report.write(here / f"{domain}.html", page(title, sections, picture))
