@@ -30,8 +30,8 @@ TITLES = {
 STAGES = ("train_scorer", "score", "attach", "train", "sample")
 WIDTHS = "Mean ± standard deviation over the runs."
 LIMITS = (
-    "Arms are compared seed by seed, since runs of one seed share their first weights, their noise and the held- "
-    "out images. In brackets: standard errors of the difference. Better and worse: a paired t-test says p < 0.05. "
+    "Arms are compared seed by seed, since runs of one seed share their first weights, their noise and the held-out "
+    "images. In brackets: standard errors of the difference. Better and worse: a paired t-test says p < 0.05. "
     "Nothing is corrected for the number of comparisons: of twenty, one is expected to look so by chance. And "
     "every rule but the random ones makes one subset here: another scorer or other features would make another, "
     "perhaps a luckier one. Scores of pixels are mostly texture: in a latent space rules may rank otherwise."
