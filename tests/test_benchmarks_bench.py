@@ -33,7 +33,8 @@ def trained(method: str, seed: int, value: float, **others: Any) -> dict[str, An
     measures = ("distance", "class_distance", "held_out", "precision", "recall", "coverage", "copy_rate")
     row = {
         "domain": "cifar10", "level": "bc", "method": method, "budget": 10, "seed": seed, "attach": "none",
-        "scorer": "own", "objective": "sit", "steps": 3000, "figures": dict.fromkeys(measures, value),
+        "scorer": "own", "objective": "sit", "steps": 3000,
+        "figures": {**dict.fromkeys(measures, value), "held_out_bins": [value] * 4},
         "costs": {"train": 60.0, "sample": 30.0, "device": "cpu"}, "copies_flagged": False,
         "protocol": {"passes_per_image": 960.0, "recipe": "small", "batch_size": 32, "samples": 2000,
                      "reference_images": 500, "sampler": {"method": "euler", "steps": 20, "guidance": 1.5}},

@@ -143,7 +143,12 @@ def arms_section(group: Group, arms: Arms) -> Section:
         for name, arm in arms.items()
     ]
     words = [f"{passes:,.0f} passes an image. {WIDTHS}"]
-    return Section(heading(group), words, [("", header, body)])
+    quarters = [
+        [name, *(f"{value:.3f}" for value in np.mean([run["figures"]["held_out_bins"] for run in arm.runs], axis=0))]
+        for name, arm in arms.items()
+    ]
+    bins = ("Held-out loss by quarter of the noise", ["rule", "least", "second", "third", "most"], quarters)
+    return Section(heading(group), words, [("", header, body), bins])
 
 
 def spread(arm: Arm, measure: str, digits: int) -> str:
