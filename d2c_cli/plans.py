@@ -78,6 +78,9 @@ def score(request: ScoreRequest, price: float | None = None) -> Facts:
         seconds = scoring.estimate_seconds(plan)
         facts["estimated_seconds"] = seconds / _workers(request.device, request.gpus)
         facts["worker_hours"] = round(seconds / 3600, 3)
+        if request.share is not None:
+            number, of = request.share
+            facts["this_share"] = {"share": f"{number}/{of}", "worker_hours": round(seconds / 3600 / of, 3)}
         facts["price"] = None if price is None else round(price * seconds / 3600, 2)
     return {**facts, "steps": [*steps, step("score", plan.reasons, {"images": len(source)})]}
 

@@ -74,6 +74,10 @@ def test_the_users_three_commands_and_their_dry_runs(home: Path) -> None:
     assert [step["would_run"] for step in longer["steps"]] == [False, True]
     assert longer["steps"][1]["reasons"] == ["evals: 2 -> 3"]
     assert longer["estimated_seconds"] > 0
+    priced = document(*score, "--evals", "3000", "--part", "2/4", "--price", "7200", "--dry-run")
+    assert priced["this_share"]["share"] == "2/4"
+    assert priced["this_share"]["worker_hours"] == pytest.approx(priced["worker_hours"] / 4, abs=1e-3)
+    assert priced["price"] == pytest.approx(7200 * priced["worker_hours"], rel=0.5)
     plan = document("pack", "--ratio", "0.25", "--dry-run")
     assert [step["stage"] for step in plan["steps"]] == ["select", "attach", "pack"]
     assert plan["steps"][0]["facts"]["images"] == 6
