@@ -81,6 +81,7 @@ def test_the_page_says_which_differences_are_noise(scripts: Any, tmp_path: Path)
     assert "| +0.03 (+0.4): noise |" in told["interval"]
     assert "Is the paper's interval sampling better than random?* class FD: noise in 1 of 1" in page
     assert "| kernel | 0.550 (-4.5) |" in page
+    assert "10 of 60 runs of level C." in page
     # What others compute with is all there.
     assert len(pq.read_table(tmp_path / "cifar10.parquet")) == len(rows) + 2
     assert 'aria-label="CIFAR-10, 10 images a class, 3,000 steps: runs' in (tmp_path / "cifar10.svg").read_text()

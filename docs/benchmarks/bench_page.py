@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from bench import Cell, cells
 from bench_arms import COMPARED, MEASURES, QUESTIONS, Arm, Arms, Group, Row, comparisons, grouped, heading
 from bench_figure import figure
 from tables import read, table
@@ -110,6 +111,10 @@ def what(facts: Row, trained: list[Row]) -> Section:
             "images that were not chosen. Copy rate: 0.01 is what unseen real images have. A random arm has another "
             "draw in each run; the other rules differ in the training seed alone."
         )
+    there = {Cell(**{field.name: row[field.name] for field in fields(Cell)}).name for row in trained}
+    planned = {level: {cell.name for cell in cells(level, facts["domain"])} for level in "bc"}
+    done = [f"{len(there & names)} of {len(names)} runs of level {level.upper()}" for level, names in planned.items()]
+    words.append(f"Done so far: {', '.join(done)}.")
     return Section("What was measured", [*words, facts["machine"]])
 
 
