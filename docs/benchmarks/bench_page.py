@@ -178,7 +178,7 @@ def findings(groups: dict[Group, Arms]) -> Section:
             points.append(f"*{words}* {'; '.join(told)}.")
     measures = ("distance", *COMPARED, "copy_rate")
     header = ["comparison", "where", *(MEASURES[measure][0] for measure in measures)]
-    body = [[one.words, heading(one.where), *(one.cell(measure) for measure in measures)] for one in found]
+    body = [[one.words, short(one.where), *(one.cell(measure) for measure in measures)] for one in found]
     return Section("What follows", [LIMITS], [("Comparisons", header, body)] if body else [], points)
 
 
@@ -217,14 +217,23 @@ def page(title: str, sections: Sequence[Section], picture: str | None) -> str:
     found = [report.chart(picture, "Each run, and mean and standard error of the rule")] if picture else []
     for section in sections:
         inside = [report.text(plain(word)) for word in section.words]
-        inside += [report.table(caption or section.title, header, body) for caption, header, body in section.tables]
+        for caption, header, body in section.tables:
+            cells = [[plain(cell) for cell in line] for line in body]
+            inside.append(report.table(caption or section.title, header, cells))
         inside += [report.text(plain(point)) for point in section.points]
         found.append(report.section(section.title, *inside))
     return report.page(title, found)
 
 
+def short(group: Group) -> str:
+    """Where two arms are compared, as far as the comparison's words do not say it."""
+    objective, _, _, budget, steps = group
+    return f"{budget} a class, {steps:,} steps" + (", DiT" if objective == "dit" else "")
+
+
 def plain(markdown: str) -> str:
-    return markdown.replace("`", "")
+    """Markdown's words, where they are not Markdown."""
+    return markdown.replace("`", "").replace("*", "")
 
 
 def flat(row: Row) -> Row:
