@@ -155,7 +155,8 @@ class Bench:
     def choice(self, method: str, budget: int, seed: int) -> list[object]:
         """The options that select."""
         if method == "full":
-            return ["--ratio", 1.0, "--method", "random"]
+            # The rest is held out.
+            return ["--ratio", 0.98, "--method", "random"]
         rule = ["--method", "interval", "--score", "gradient"] if method == "gradient" else ["--method", method]
         if method in METHODS and METHODS[method].features:
             # Without labels there is nothing to train a network of one's own on.
