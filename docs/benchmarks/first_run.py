@@ -5,12 +5,12 @@ python docs/benchmarks/first_run.py OUT > docs/benchmarks/first-run.md
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables import read, spread, table
 
 ARMS = {
     "interval": "interval + text + vision (D2C)",
@@ -25,19 +25,6 @@ figures, [first_run.py](first_run.py) this page. The scorer was trained by `d2c 
 another one, trained on the same images (so this is not FID). Interval sampling has no randomness, so its runs differ in
 the training seed alone; random draws differ in both.
 """
-
-
-def read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def spread(values: list[float], digits: int) -> str:
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def compare(name: str, one: list[float], other: list[float]) -> str:
