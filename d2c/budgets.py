@@ -11,6 +11,8 @@ from d2c.errors import UsageError
 
 Counts = npt.NDArray[np.int64]
 BALANCES = "equal, proportional, sqrt or min:N"
+LARGEST = 10**12
+"""Images of a budget, at most: beyond it sharing out would leave whole numbers of 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ def parse_balance(balance: str) -> tuple[str, int]:
         UsageError: there is no such balance.
     """
     name, colon, number = balance.partition(":")
-    if name == "min" and number.isdecimal() and 0 < int(number) <= 10**12:
+    if name == "min" and number.isdecimal() and 0 < int(number) <= LARGEST:
         return name, int(number)
     if name in ("equal", "proportional", "sqrt") and not colon:
         return name, 0

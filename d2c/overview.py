@@ -294,7 +294,7 @@ def _confidence(judged: dict[str, Any]) -> str:
         return f"{weight}; no image could be left for trying the classifier"
     return (
         f"{weight}; the classifier, linear in the features, is right for {judged['accuracy']:.1%} of images that "
-        f" it was not fitted to (mean over classes; by chance {judged['chance']:.1%})"
+        f"it was not fitted to (mean over classes; by chance {judged['chance']:.1%})"
     )
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from d2c import discriminant, plugin
-from d2c.budgets import Quotas, parse_balance, quotas
+from d2c.budgets import LARGEST, Quotas, parse_balance, quotas
 from d2c.config import execution, identity
 from d2c.errors import UsageError
 from d2c.selectors import METHODS, Candidates, Rows, Selector, ranks
@@ -23,8 +23,8 @@ from d2c.selectors.registry import transported
 from formats.hashing import xxh3_json
 
 Array = np.ndarray[Any, Any]
-LARGEST = 10**12
-"""Images of a budget, at most: beyond it sharing out would leave whole numbers of 64 bits."""
+ONLY = {"interval": "interval", "confidence": "ot"}
+"""Options that concern one method alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +63,7 @@ class SelectionConfig:
     def asked(self) -> dict[str, Any]:
         """The identity, without the options that do not concern the method."""
         method = METHODS.get(self.method)
-        only = {"interval": "interval", "confidence": "ot"}
-        unused = {name for name, other in only.items() if self.method != other}
+        unused = {name for name, other in ONLY.items() if self.method != other}
         if method is not None:
             unused |= set() if method.features else {"features"}
             unused |= set() if method.seeded else {"seed"}

@@ -50,6 +50,7 @@ def select(
     """
     output = Output.open(ctx)
     from d2c import pipeline
+    from d2c.selection_rule import ONLY
 
     request = pipeline.SelectRequest(
         workspace=workspace,
@@ -70,7 +71,7 @@ def select(
         threads=threads,
         overwrite=overwrite,
     )
-    for name, concerned in (("interval", "interval"), ("confidence", "ot")):
+    for name, concerned in ONLY.items():
         if name in output.typed and method != concerned:
             output.progress.warn(f"--{name} is for --method {concerned}, and changes nothing here")
     if report is not None and report.is_dir():

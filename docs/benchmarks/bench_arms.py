@@ -32,7 +32,7 @@ OURS = "kernel"
 QUESTIONS = {
     "interval": "Is the paper's interval sampling better than random?",
     "rules": "Are other rules?",
-    "ours": "Is matching distributions better than interval sampling, and than GADC's objective?",
+    "ours": "Is matching distributions better than interval sampling, GADC's objective, and matching difficulty too?",
     "attach": "Does attaching help?",
     "scorer": "Does a worse scorer choose worse?",
     "full": "Are a few random images better than all of them, in as many steps?",
@@ -143,7 +143,7 @@ def comparisons(groups: dict[Group, Arms]) -> list[Comparison]:
         if plain:
             found += [
                 Comparison("ours", f"`{OURS}` against `{rule}`", key, arms[OURS], arms[rule])
-                for rule in ("interval", "ot")
+                for rule in ("interval", "ot", "match")
                 if OURS in arms and rule in arms
             ]
             if "full" in arms and "random" in arms:
