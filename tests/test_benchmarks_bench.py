@@ -100,6 +100,20 @@ def test_arms_are_compared_with_their_like_alone(scripts: Any) -> None:
     }  # full data shares only two seeds with random
 
 
+def test_a_rule_is_held_against_random_draws_by_every_scorer_and_attachment(scripts: Any) -> None:
+    rows = [trained("random", seed, 3.0 + seed / 10) for seed in range(3)]
+    rows += [trained("interval", seed, 2.0 + seed / 9, scorer="weak") for seed in range(3)]
+    rows += [trained("random", seed, 1.0 + seed / 8, attach="both") for seed in range(3)]
+    rows += [trained("interval", seed, 1.5 + seed / 7, attach="both") for seed in range(3)]
+    rows += [trained("interval", seed, 1.5 + seed / 7, attach="text") for seed in range(3)]
+    found = scripts("bench_arms").comparisons(scripts("bench_arms").grouped(rows))
+    gaps = {one.words: one.gap("distance")[0] for one in found if one.question == "interval"}
+    assert gaps == {
+        "`interval`, by a scorer trained for a tenth of the steps, against `random`": pytest.approx(1 / 9 - 1.1),
+        "`interval` against `random`, both with text and vision": pytest.approx(0.5 + 1 / 7 - 1 / 8),
+    }
+
+
 def test_a_repeated_level_is_compared_digit_by_digit(
     scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -95,7 +95,7 @@ def cells(level: str, domain: str) -> list[Cell]:
             found += _grid(("random", "interval") if attach == "both" else ("random",), (10, 100), 3, attach=attach)
         for scorer in ("weak", "tenth"):
             found += _grid(("interval", "match"), (10,), 3, scorer=scorer)
-        found += _grid(("random", "interval", "match"), (10, 100), 3, objective="dit")
+        found += _grid(("random", "interval", "kernel"), (10, 100), 3, objective="dit")
     return found
 
 

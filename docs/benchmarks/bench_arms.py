@@ -31,7 +31,7 @@ SCORERS = {
 OURS = "kernel"
 QUESTIONS = {
     "interval": "Is the paper's interval sampling better than random?",
-    "rules": "Are other rules?",
+    "rules": "Are other rules better than random?",
     "ours": "Is matching distributions better than interval sampling, GADC's objective, and matching difficulty too?",
     "attach": "Does attaching help?",
     "scorer": "Does a worse scorer choose worse?",
@@ -131,10 +131,14 @@ def comparisons(groups: dict[Group, Arms]) -> list[Comparison]:
         objective, attach, scorer, budget, steps = key
         plain = attach == "none" and scorer == "own"
         base = groups.get((objective, "none", "own", budget, steps), {})
+        # Another scorer makes another subset: whether a rule was lucky shows against the same random draws.
+        random = arms.get("random", base.get("random") if attach == "none" else None)
+        chosen = f", by {SCORERS[scorer]}," if scorer != "own" else ""
+        given = f", both with {ATTACHED[attach]}" if attach != "none" else ""
         for rule, arm in arms.items():
             question = "interval" if rule == "interval" else "rules"
-            if plain and rule not in ("random", "full") and "random" in arms:
-                found.append(Comparison(question, f"`{rule}` against `random`", key, arm, arms["random"]))
+            if rule not in ("random", "full") and random:
+                found.append(Comparison(question, f"`{rule}`{chosen} against `random`{given}", key, arm, random))
             if not plain and rule in base:
                 words = f"`{rule}`, {ATTACHED[attach]} against nothing attached" if scorer == "own" else (
                     f"`{rule}`, {SCORERS[scorer]} against the usual one"
@@ -146,6 +150,6 @@ def comparisons(groups: dict[Group, Arms]) -> list[Comparison]:
                 for rule in ("interval", "ot", "match")
                 if OURS in arms and rule in arms
             ]
-            if "full" in arms and "random" in arms:
-                found.append(Comparison("full", "`random` against all images", key, arms["random"], arms["full"]))
+            if "full" in arms and random:
+                found.append(Comparison("full", "`random` against all images", key, random, arms["full"]))
     return [one for one in found if len(one.seeds) >= 3]

@@ -28,7 +28,7 @@ TITLES = {
     "unlabelled": "CIFAR-10 without its labels",
     "glyphs": "Letters and digits of fonts",
 }
-STAGES = ("train_scorer", "score", "attach", "train", "sample")
+STAGES = ("train_scorer", "score", "select", "attach", "train", "sample")
 WIDTHS = "Mean ± standard deviation over the runs."
 LIMITS = (
     "Arms are compared seed by seed, since runs of one seed share their first weights, their noise and the held-out "
@@ -53,14 +53,14 @@ def main(out: Path, domain: str, here: Path) -> None:
     """Read the results and write the five files."""
     facts = read(out / domain / "facts.json")
     rows = [read(path) for path in sorted((out / domain / "results").glob("*.json"))]
-    trained = [row for row in rows if row["level"] != "a"]
+    chosen, trained = ([row for row in rows if (row["level"] == "a") == plain] for plain in (True, False))
     groups = grouped(trained)
     sections = [
         what(facts, trained),
-        subsets([row for row in rows if row["level"] == "a"]),
+        subsets(chosen),
         *[arms_section(group, arms) for group, arms in groups.items()],
         findings(groups),
-        costs(trained),
+        costs(chosen, trained),
     ]
     title = f"{TITLES[domain]}: does choosing and attaching help?"
     picture = None
@@ -182,16 +182,17 @@ def findings(groups: dict[Group, Arms]) -> Section:
     return Section("What follows", [LIMITS], [("Comparisons", header, body)] if body else [], points)
 
 
-def costs(rows: list[Row]) -> Section:
-    """Seconds by stage."""
+def costs(chosen: list[Row], rows: list[Row]) -> Section:
+    """Seconds by stage: choosing from level A, the rest from trained runs."""
     if not rows:
         return Section("Cost", ["Nothing was trained yet."])
     spent = {name: [row["costs"].get(name) or 0 for row in rows] for name in STAGES}
+    spent["select"] = [row["seconds"] for row in chosen] or [0]
     body = [[name, f"{np.median(values):,.0f}", f"{max(values):,.0f}"] for name, values in spent.items()]
     hours = sum(sum(spent[name]) for name in ("attach", "train", "sample")) / 3600
     words = (
         "Seconds of one CPU thread, on cores that were shared with other work. Scoring is done once for all runs. "
-        f"{len(rows)} runs took {hours:.1f} h."
+        f"{len(rows)} runs took {hours:.1f} h. Choosing: every rule and budget of level A."
     )
     return Section("Cost", [words], [("", ["stage", "median", "most"], body)])
 
