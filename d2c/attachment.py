@@ -132,14 +132,21 @@ def plan(config: AttachmentConfig) -> Plan:
     workspace = Workspace(config.workspace)
     scores = workspace.scores.require("d2c score DIR")
     chosen = workspace.selection(config.selection).require("d2c select --ratio R")
-    config = replace(
-        config, precision=runtime.resolve_precision(config.precision, runtime.resolve_device(config.device))
-    )
     names = xxh3(repr([(c["id"], c["name"]) for c in scores.summary["classes"]]).encode())
     inputs = {
         "text": {"classes": names, "weights": _text_stamp(config.text)},
         "vision": {"selection": chosen.digest, "scores": scores.digest, "weights": weights_stamp(config.vision)},
     }
+    device, images = runtime.resolve_device(config.device), int(chosen.summary["images"])
+    found = [
+        _planned(replace(config, precision=precision), inputs, images)
+        for precision in runtime.precisions(config.precision, device)
+    ]
+    return next((one for one in found if not one.vision_reasons), found[0])
+
+
+def _planned(config: AttachmentConfig, inputs: dict[str, dict[str, str]], images: int) -> Plan:
+    workspace = Workspace(config.workspace)
     text = workspace.text(slug(config.text, config.text_identity())) if config.text else None
     vision = (
         workspace.vision(config.selection, slug(config.vision, config.vision_identity())) if config.vision else None
@@ -151,7 +158,7 @@ def plan(config: AttachmentConfig) -> Plan:
         text_reasons=_reasons(config, text, config.text_identity(), inputs["text"]),
         vision_reasons=_reasons(config, vision, config.vision_identity(), inputs["vision"]),
         inputs=inputs,
-        images=int(chosen.summary["images"]),
+        images=images,
     )
 
 

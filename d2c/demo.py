@@ -157,7 +157,7 @@ def _seed(seed: int) -> list[object]:
 def _pack(demo: _Demo, arm: str, seed: int) -> Path:
     config = demo.config
     condensed = arm == "condensed"
-    shards = _shards(config, arm, seed)
+    shards, chosen = _shards(config, arm, seed), config.seed if condensed else seed
     request = PackRequest(
         workspace=config.out / "workspace",
         out=shards,
@@ -166,12 +166,12 @@ def _pack(demo: _Demo, arm: str, seed: int) -> Path:
         text=None if condensed else "none",
         vision=None if condensed else "none",
         licence="BSD-3-Clause",
-        seed=config.seed if condensed else seed,
+        seed=chosen,
         device=config.device,
     )
     if not condensed or seed == config.seed:
         other = [] if condensed else ["--method", "random", "--text", "none", "--vision", "none"]
-        where = ["--licence", request.licence, "--out", shards, *_seed(request.seed), *demo.place]
+        where = ["--licence", request.licence, "--out", shards, *_seed(chosen), *demo.place]
         demo.command("pack", "--ratio", RATIO, *other, *where)
         pipeline.pack(request, demo.progress)
         demo.command("verify", shards, "--deep")

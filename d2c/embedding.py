@@ -21,6 +21,7 @@ from d2c.encoding import is_scorer, open_for_scores, public_name, slug, weights_
 from d2c.errors import D2CError
 from d2c.own_table import read_keyed
 from d2c.parts import Part, ToDo, require_all, split, work
+from d2c.picks import check_same
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
 from d2c.workspace import FEATURES, SCORES, Record, Stage, Workspace
@@ -99,7 +100,6 @@ def plan(config: EmbeddingConfig) -> Plan:
     workspace = Workspace(config.workspace)
     scores = workspace.scores.require("d2c score DIR")
     device = runtime.resolve_device(config.device)
-    config = replace(config, precision=runtime.resolve_precision(config.precision, device))
     if config.is_table and not Path(config.encoder).is_file():
         raise D2CError("there is no such table of features", where=config.encoder, expected="a Parquet file")
     inputs = {
@@ -108,10 +108,19 @@ def plan(config: EmbeddingConfig) -> Plan:
         "weights": sha256_file(Path(config.encoder)) if config.is_table else weights_stamp(config.encoder),
         "scorer": scores.summary["scorer"]["facts"]["weights_xxh3"] if is_scorer(config.encoder) else "",
     }
+    images = int(scores.summary["images"])
+    found = [
+        _planned(replace(config, precision=precision), inputs, images)
+        for precision in runtime.precisions(config.precision, device)
+    ]
+    return next((one for one in found if not one.reasons), found[0])
+
+
+def _planned(config: EmbeddingConfig, inputs: dict[str, str], images: int) -> Plan:
     named = config.asked() | ({"file": inputs["weights"]} if config.is_table else {})
-    stage = workspace.features(slug(config.encoder, named))
+    stage = Workspace(config.workspace).features(slug(config.encoder, named))
     reasons = ["--overwrite"] if config.overwrite else stage.stale(config.asked(), inputs)
-    return Plan(config, stage, reasons, inputs, int(scores.summary["images"]))
+    return Plan(config, stage, reasons, inputs, images)
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Result:
@@ -157,9 +166,11 @@ def _embed_parts(ranks: Ranks, job: _Job) -> None:
     with runtime.one_thread(device):
         grid = int(scores.summary["scorer"]["grid"]) if is_scorer(config.encoder) else GRID
         source, encoder, classes = open_for_scores(config.encoder, grid, workspace, device, config.seed)
-        wanted = read_table(workspace.scores.output(SCORES), columns=["key"])["key"].combine_chunks()
+        scored = read_table(workspace.scores.output(SCORES), columns=["key", "xxh3"]).combine_chunks()
+        # The scored row of each image of the source; null of those that have no score.
+        row_of = pc.index_in(pa.array(source.keys), value_set=scored["key"].combine_chunks())
         order = source.storage_order()
-        order = order[pc.is_in(pa.array(source.keys), value_set=wanted).to_numpy(zero_copy_only=False)[order]]
+        order = order[row_of.is_valid().to_numpy(zero_copy_only=False)[order]]
         size = int(scores.config["size"])
 
         def make(part: Part, bar: Bar) -> None:
@@ -174,6 +185,8 @@ def _embed_parts(ranks: Ranks, job: _Job) -> None:
                         found=batch.bad[0].reason,
                         hint="run d2c score again: it takes note of what changed",
                     )
+                for index, digest in zip(batch.indices.tolist(), batch.digests, strict=True):
+                    check_same(source, source.keys[index], digest, scored["xxh3"][row_of[index].as_py()].as_py())
                 with runtime.autocast(config.precision, device):
                     tokens = encoder.encode(batch.pixels, classes[source.labels[batch.indices]])
                 patches = tokens[:, -encoder.info.tokens :].astype(np.float32)
@@ -189,12 +202,22 @@ def _join(plan: Plan, parts: list[Part], device: str) -> None:
     require_all(parts)
     keys = read_table(Workspace(plan.config.workspace).scores.output(SCORES), columns=["key"])["key"].combine_chunks()
     dim = read_table(parts[0].path)["features"].type.list_size
+    written = np.zeros(len(keys), dtype=bool)
     with atomic(plan.stage.path / FEATURES) as temporary:
         joined = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(keys), dim))
         for part in parts:
             table = read_table(part.path)
-            joined[pc.index_in(table["key"], value_set=keys).to_numpy()] = _matrix(table["features"])
+            rows = pc.index_in(table["key"], value_set=keys).to_numpy()
+            joined[rows], written[rows] = _matrix(table["features"]), True
         joined.flush()
+        if not written.all():
+            # Parts are runs of the source's storage, which was another when some of them were made.
+            raise D2CError(
+                "the images were stored in another order while their features were made",
+                where=plan.stage.path,
+                found=f"{int(written.sum())} of {len(keys)} images have features",
+                hint=f"delete {plan.stage.path} and run the same command again",
+            )
     summary = {"encoder": public_name(plan.config.encoder), "dim": dim, "images": len(keys)}
     plan.stage.finish([FEATURES], summary, device=device)
 

@@ -105,15 +105,25 @@ def read(
         own = [row_of[int(index)] for index in loaded.indices]
         for row, digest in zip(own, loaded.digests, strict=True):
             expected = digests[row].as_py()
-            if expected is not None and digest != expected:
-                raise D2CError(
-                    "an image changed since it was scored",
-                    where=f"{source.location}: {keys[row].as_py()}",
-                    found=f"xxh3 {digest}",
-                    expected=f"xxh3 {expected}",
-                    hint="run d2c score again",
-                )
+            if expected is not None:
+                check_same(source, keys[row].as_py(), digest, expected)
         yield replace(loaded, indices=np.asarray(own, dtype=np.int64))
+
+
+def check_same(source: Source, key: str, digest: str, scored: str) -> None:
+    """Hold the xxh3 of an image's file against that which was scored.
+
+    Raises:
+        D2CError: they differ.
+    """
+    if digest != scored:
+        raise D2CError(
+            "an image changed since it was scored",
+            where=f"{source.location}: {key}",
+            found=f"xxh3 {digest}",
+            expected=f"xxh3 {scored}",
+            hint="run d2c score again",
+        )
 
 
 def changed(source: Source, picks: Picks, bar: Bar, *, threads: int) -> list[str]:

@@ -36,9 +36,10 @@ def run(config: Settings, source: Source, target: float, progress: Progress) -> 
     labels = source.labels[chosen]
     with runtime.one_thread(device), progress.bar("pilot", 2 * sum(CANDIDATES) * len(chosen), "evaluation") as bar:
         difficulty = Difficulty.open(config, source)
-        loaded = list(
-            batches.load(source, chosen.tolist(), config.size, batch=config.batch_size, threads=config.threads)
-        )
+        read = batches.load(source, chosen.tolist(), config.size, batch=config.batch_size, threads=config.threads)
+        loaded = [batch for batch in read if len(batch)]
+        if not loaded:
+            raise D2CError("none of the images to try can be read", where=source.location, found=len(chosen))
         tried = []
         for evals in CANDIDATES:
             scores = []
@@ -52,8 +53,6 @@ def run(config: Settings, source: Source, target: float, progress: Progress) -> 
                     means.append(judge.losses(batch.pixels, keys, own)[0].numpy().mean(axis=1))
                     bar.advance(evals * len(keys))
                 scores.append(np.concatenate(means))
-            if not any(len(batch) for batch in loaded):
-                raise D2CError("none of the images to try can be read", where=source.location, found=len(chosen))
             good = np.isin(chosen, np.concatenate([batch.indices for batch in loaded]))
             found, classes = agreement(scores[0], scores[1], labels[good])
             tried.append({"evals": evals, "rank_correlation": round(found, 4)})

@@ -119,7 +119,7 @@ class PackRequest:
     shards: int | None = None
     licence: str = ""
     source_terms: str = ""
-    seed: int = 0
+    seed: int | None = None
     device: str = "auto"
     gpus: int = 1
     threads: int = 4
@@ -135,7 +135,7 @@ class PackRequest:
             per_class=() if self.per_class is None else (self.per_class,),
             interval=self.interval,
             features=self.features,
-            seed=self.seed,
+            seed=self.seed or 0,
             device=self.device,
             gpus=self.gpus,
             threads=self.threads,
@@ -239,6 +239,7 @@ def attachment_config(request: PackRequest, name: str) -> attachment.AttachmentC
     text = request.text or before.get("asked_text") or usual
     vision = request.vision or before.get("asked_vision") or ("scorer" if small else "dinov2")
     grid = request.grid or before.get("grid") or usual_grid(workspace)
+    seed = before.get("seed", 0) if request.seed is None else request.seed
     return attachment.AttachmentConfig(
         workspace=request.workspace,
         selection=name,
@@ -249,7 +250,7 @@ def attachment_config(request: PackRequest, name: str) -> attachment.AttachmentC
         vision=None if vision == "none" else vision,
         grid=grid,
         views=request.views or tuple(before.get("views") or ("orig",)),
-        seed=request.seed,
+        seed=seed,
         device=request.device,
         gpus=request.gpus,
         threads=request.threads,
@@ -281,6 +282,7 @@ def attach(
             "asked_vision": config.vision or "none",
             "grid": request.grid,
             "views": config.views,
+            "seed": config.seed,
             "prompt": config.template,
             "synonyms": request.synonyms,
         }
@@ -320,7 +322,7 @@ def packing_config(request: PackRequest, name: str, attached: attachment.Result)
         shards=request.shards,
         licence=request.licence,
         source_terms=request.source_terms,
-        seed=request.seed,
+        seed=request.seed or 0,
         device=request.device,
         gpus=request.gpus,
         threads=request.threads,

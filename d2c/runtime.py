@@ -86,6 +86,12 @@ def resolve_precision(name: str, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" else "fp32"
 
 
+def precisions(name: str, device: torch.device) -> list[str]:
+    """What ``name`` may stand for, best first: what was finished as ``auto`` on another device is taken as it is."""
+    found = [resolve_precision(name, device)]
+    return found + [other for other in ("bf16", "fp32") if name == "auto" and other not in found]
+
+
 @contextmanager
 def autocast(precision: str, device: torch.device) -> Iterator[None]:
     """Mixed precision over fp32 weights; fp32 is left alone."""

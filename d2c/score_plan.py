@@ -181,13 +181,6 @@ def plan(config: ScoringConfig, source: Source | None = None) -> Plan:
     classes = class_indices(source, denoiser, config.class_map)
     codec = open_codec(config.codec, config.size, torch.device("cpu")).spec
     check_shapes(denoiser, codec)
-    # Resolved here: parts of one table must not mix precisions because it was resumed on another device.
-    device = runtime.resolve_device(config.device)
-    config = replace(
-        config,
-        precision=runtime.resolve_precision(config.precision, device),
-        compile=config.compile and pays(device, len(source) * config.evals),
-    )
     stage = Workspace(config.workspace).scores
     weights = str(denoiser.origin["weights_xxh3"])
     inputs = {
@@ -197,6 +190,7 @@ def plan(config: ScoringConfig, source: Source | None = None) -> Plan:
         "classes": xxh3_array(classes),
         "held_out": held_out.digest if held_out else "",
     }
+    config = _resolved(config, stage, inputs, len(source))
     reasons = ["--overwrite"] if config.overwrite else stage.stale(identity(config), inputs)
     made = Plan(config, stage, reasons, source, denoiser, codec, inputs, classes, held_out)
     if reasons == ["not run yet"] and any(part.done for part in made.parts):
@@ -204,6 +198,24 @@ def plan(config: ScoringConfig, source: Source | None = None) -> Plan:
     if not reasons and config.retry_bad and (again := made.parts_with_bad()):
         return replace(made, reasons=[f"{len(again)} parts with unreadable images are tried again"])
     return made
+
+
+def _resolved(config: ScoringConfig, stage: Stage, inputs: dict[str, str], images: int) -> ScoringConfig:
+    """The config with nothing left to the device; what was finished on another device is taken as it is."""
+    # Resolved here: parts of one table must not mix precisions because it was resumed on another device.
+    device = runtime.resolve_device(config.device)
+    resolved = replace(
+        config,
+        precision=runtime.resolve_precision(config.precision, device),
+        compile=config.compile and pays(device, images * config.evals),
+    )
+    record = stage.record()
+    if record is None or config.precision != "auto" or not config.compile:
+        return resolved
+    there = replace(
+        config, precision=record.config.get("precision", "auto"), compile=bool(record.config.get("compile"))
+    )
+    return resolved if stage.stale(identity(there), inputs) else there
 
 
 def estimate_seconds(plan: Plan) -> float:

@@ -30,8 +30,8 @@ from formats.files import read_table, remove_tree, write_json, write_table
 
 __all__ = ["Plan", "Result", "ScoringConfig", "Share", "estimate_seconds", "plan", "run", "run_share"]
 
-_PATIENCE = 30.0
-"""Seconds that a task of a job array waits while others begin."""
+_PATIENCE = 600.0
+"""Seconds that a task of a job array waits while others begin, and look for unreadable images."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def run_share(plan: Plan, progress: Progress | None = None) -> Share:
     """
     assert plan.config.share is not None
     number, of = plan.config.share
+    parts = plan.parts  # named before the lock is taken: of a million images that is seconds
     if plan.reasons:
         lock = runtime.once(lambda: plan.stage.lock(_PATIENCE))
         try:
@@ -99,8 +100,7 @@ def run_share(plan: Plan, progress: Progress | None = None) -> Share:
         finally:
             if lock:
                 lock.release()
-        _work(plan, plan.parts[number - 1 :: of], progress or Silent())
-    parts = plan.parts
+        _work(plan, parts[number - 1 :: of], progress or Silent())
     return Share(plan.stage.path, sum(part.done for part in parts) if plan.reasons else len(parts), len(parts))
 
 

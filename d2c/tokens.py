@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,20 +38,28 @@ def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:
 
 @dataclass(frozen=True)
 class VisionTokens:
-    """Finished vision tokens, memory-mapped: row i belongs to the i-th pick in key order.
+    """Finished vision tokens: row i belongs to the i-th pick in key order.
 
     A part is f2 [n, views, tokens, dim]; with ``class_token`` that one comes first.
     """
 
-    parts: list[np.ndarray[Any, Any]]
+    files: tuple[Path, ...]
     class_token: bool
+
+    @cached_property
+    def parts(self) -> list[np.ndarray[Any, Any]]:
+        """Memory-mapped."""
+        return [np.load(path, mmap_mode="r", allow_pickle=False) for path in self.files]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # To other processes go the names: pickled, a mapped array is as large as all of its tokens.
+        return VisionTokens, (self.files, self.class_token)
 
     @staticmethod
     def open(stage: Stage) -> VisionTokens:
         record = stage.require("d2c attach")
         names = sorted(name for name in record.outputs if name.endswith(".npy"))
-        parts = [np.load(stage.output(name), mmap_mode="r", allow_pickle=False) for name in names]
-        return VisionTokens(parts, bool(record.summary.get("class_token")))
+        return VisionTokens(tuple(map(stage.output, names)), bool(record.summary.get("class_token")))
 
     @property
     def views(self) -> int:

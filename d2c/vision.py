@@ -32,6 +32,7 @@ from d2c.encoders import (
 from d2c.errors import D2CError
 from d2c.latents import LatentCodec
 from d2c.scorer_tokens import Scorer, ScorerTokens, scorer_point
+from d2c.weight_files import read_tensors
 
 DINOV2 = "vit_base_patch14_dinov2.lvd142m"
 """What the paper attached (section 3.3): ViT-B/14, 256 tokens of 768 at 224 px."""
@@ -103,15 +104,13 @@ class TimmTokens:
             raise D2CError(f"timm knows no model {name!r}", hint="--vision dinov2, or see timm.list_models('vit_*')")
         path, source = weights_at(file, hint=hint) if file else _timm_weights(name, hint)
         input_px = _timm_input(architecture, grid)
+        state, _ = read_tensors(path)
         try:
-            state = timm.models.load_state_dict(str(path))
-            model: Any = timm.create_model(
-                name,
-                pretrained=True,
-                pretrained_cfg_overlay={"file": str(path), "custom_load": False},
-                img_size=input_px,
-                num_classes=0,
-            )
+            model: Any = timm.create_model(name, pretrained=False, img_size=input_px, num_classes=0)
+            convert = getattr(inspect.getmodule(timm.model_entrypoint(architecture)), "checkpoint_filter_fn", None)
+            given = convert(dict(state), model) if convert else state
+            # A classifier may be left over; what is missing would silently stay random.
+            missing = model.load_state_dict(given, strict=False).missing_keys
         except UNREADABLE as error:
             raise D2CError(
                 f"this file does not fit timm's {name} at {grid} x {grid} tokens ({input_px} px)",
@@ -119,10 +118,6 @@ class TimmTokens:
                 found=first_line(error),
                 hint=hint,
             ) from error
-        # timm loads leniently where the classifier differs, so a missing tensor would silently stay random.
-        convert = getattr(inspect.getmodule(timm.model_entrypoint(architecture)), "checkpoint_filter_fn", None)
-        given = convert(dict(state), model) if convert else state
-        missing = sorted(set(model.state_dict()) - set(given))
         if missing:
             raise D2CError("the weights are incomplete", where=path, found=f"no {', '.join(missing[:3])}", hint=hint)
         config: dict[str, Any] = model.pretrained_cfg

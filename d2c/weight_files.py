@@ -60,8 +60,8 @@ def _unpickle(path: Path) -> dict[str, Any]:
 
 
 def _unwrap(content: Mapping[str, Any], where: Path) -> dict[str, Tensor]:
-    """The named tensors, from under "ema" or "model" and without the prefix that DDP adds."""
-    for nest in ("ema", "model"):
+    """The named tensors, from under the names that training scripts give them and without the prefix that DDP adds."""
+    for nest in ("ema", "state_dict_ema", "model", "state_dict"):
         if isinstance(content.get(nest), Mapping):
             content = content[nest]
             break

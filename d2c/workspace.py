@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,10 +168,15 @@ class Stage:
         (self.path / COST).unlink(missing_ok=True)
 
     def spent(self) -> float:
-        """Seconds of work so far, summed over workers and interrupted runs; a torn last line is left out."""
+        """Seconds of work so far, summed over workers and interrupted runs; torn lines are left out."""
         path = self.path / COST
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return float(sum(json.loads(line)["seconds"] for line in lines if line.startswith("{") and line.endswith("}")))
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        total = 0.0
+        for line in lines:
+            # Two nodes may write over each other where a file system does not append as a whole.
+            with suppress(ValueError, TypeError, KeyError):
+                total += float(json.loads(line)["seconds"])
+        return total
 
     def finish(self, outputs: Sequence[str], summary: Mapping[str, Any], *, device: str) -> Record:
         """Write the record, last of all."""

@@ -33,7 +33,7 @@ def attach(
     workspace: options.Workspace = options.WORKSPACE,
     device: options.Device = "auto",
     gpus: options.Gpus = 1,
-    seed: options.Seed = 0,
+    seed: options.PackSeed = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     config: options.Config = None,
@@ -50,7 +50,7 @@ def attach(
     if rank_encoders:
         if text is not None or vision is not None:
             raise UsageError("--rank-encoders attaches nothing", hint="leave --text and --vision out")
-        _rank(output, workspace, rank_encoders, grid, rank_images, seed, device, dry_run=dry_run)
+        _rank(output, workspace, rank_encoders, grid, rank_images, seed or 0, device, dry_run=dry_run)
         return
     request = pipeline.PackRequest(
         workspace=workspace,

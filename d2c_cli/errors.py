@@ -40,6 +40,7 @@ _HINTS = {
     errno.EISDIR: "a folder is where a file is needed: move it away, or choose another path",
     errno.ENAMETOOLONG: "choose a shorter path",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ESTALE: "the network file system lost it: run the same command again",
     errno.EIO: "the storage itself failed: look at the system's log, and verify what was written before",
 }
 """What an operating system refuses for reasons outside the program, and what to do about it."""

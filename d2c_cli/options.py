@@ -46,6 +46,15 @@ Seed = Annotated[
     int,
     option("--seed", "N", "Everything random follows from it: same input, same seed, same bytes.", parser=whole),
 ]
+PackSeed = Annotated[
+    int | None,
+    option(
+        "--seed",
+        "N",
+        "Everything random follows from it: same input, same seed, same bytes.  [default: the last attach's, or 0]",
+        parser=whole,
+    ),
+]
 Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
     option("--precision", "auto|fp32|bf16|fp16", "Arithmetic; auto is bf16 on a GPU and fp32 on a CPU."),

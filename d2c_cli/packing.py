@@ -36,7 +36,7 @@ def pack(
     out: options.Out = options.SHARDS,
     device: options.Device = "auto",
     gpus: options.Gpus = 1,
-    seed: options.Seed = 0,
+    seed: options.PackSeed = None,
     overwrite: options.Overwrite = False,
     dry_run: options.DryRun = False,
     config: options.Config = None,

@@ -16,9 +16,9 @@ from formats.checks import Checked, quick_check, read_selection
 from formats.codecs import decode
 from formats.encoding import Sample, parse_info
 from formats.errors import FormatError, IntegrityError
-from formats.files import read_table
+from formats.files import read_bounded
 from formats.hashing import xxh3, xxh3_array, xxh3_file
-from formats.index import shard_rows
+from formats.index import ROW_BYTES, shard_rows
 from formats.layout import INDEX, SELECTION
 from formats.npy import read_npy
 from formats.schema import RECIPE, RMS, ArrayRecord, ClassRow, Column
@@ -213,7 +213,7 @@ class Artifact:
     @cached_property
     def _info(self) -> pa.ChunkedArray:
         self._same(INDEX)
-        return read_table(self.path / INDEX, ["info"])["info"].combine_chunks()
+        return read_bounded(self.path / INDEX, ["info"], each=ROW_BYTES)["info"].combine_chunks()
 
     def _same(self, name: str) -> None:
         record, path = self._parsed.file(name), self.path / name

@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from formats.errors import FormatError, VersionError
 from formats.fields import Fields
-from formats.files import read_json, read_table, table_facts
+from formats.files import read_bounded, read_json, table_facts
 from formats.hashing import sha256_file, xxh3_file
-from formats.index import index_faults, index_schema
+from formats.index import ROW_BYTES, index_faults, index_schema
 from formats.layout import CLASSES, INDEX, MANIFEST, OWNED, README, SELECTION, SUMS, unlisted
 from formats.report import Fault
 from formats.schema import ClassRow, Manifest, parse_manifest
@@ -141,7 +141,8 @@ def _index(checked: Checked, manifest: Manifest) -> None:
             raise FormatError("the index has other columns", found=[f.name for f in stored], expected=schema.names)
         if rows != manifest.samples:
             raise FormatError("the index has other rows", found=f"{rows} rows", expected=f"{manifest.samples} samples")
-        table = read_table(checked.root / INDEX, [name for name in schema.names if name != "info"])
+        facts = [name for name in schema.names if name != "info"]
+        table = read_bounded(checked.root / INDEX, facts, each=ROW_BYTES)
     except FormatError as error:
         checked.faults.append(_fault("index", INDEX, error))
         return

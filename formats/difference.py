@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from formats.artifact import Artifact, open_artifact
 from formats.encoding import parse_info
-from formats.files import read_table
+from formats.files import read_bounded
+from formats.index import ROW_BYTES
 from formats.layout import INDEX
 
 _SHOWN, _BATCH = 20, 10_000
@@ -69,7 +70,7 @@ def difference(old: str | Path, new: str | Path) -> dict[str, Any]:
 def _samples(artifact: Artifact) -> pa.Table:
     """One row an image, sorted by it: ``image``, ``label``, and the digest of each column's array."""
     digests = [f"{column.name}.xxh3" for column in artifact.columns]
-    table = read_table(artifact.path / INDEX, ["key", "label", "info", *digests])
+    table = read_bounded(artifact.path / INDEX, ["key", "label", "info", *digests], each=ROW_BYTES)
     batches = table.select(["info"]).to_batches(max_chunksize=_BATCH)
     images = pa.chunked_array(
         [pa.array(map(_source_key, batch.column(0).to_pylist()), pa.string()) for batch in batches]

@@ -13,6 +13,9 @@ from formats.errors import FormatError
 from formats.hashing import parse_json, xxh3
 from formats.schema import Column, check_key
 
+LONGEST_INFO = 8192
+"""Bytes of a sample's facts."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -60,9 +63,13 @@ def encode(sample: Sample, columns: Sequence[Column]) -> Encoded:
     try:
         known = {name: value for name, value in sample.info.items() if value is not None}
         info = json.dumps(known, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        info.encode()
+        length = len(info.encode())
     except (TypeError, ValueError) as error:
         raise FormatError("a sample's facts are not JSON", where=where, found=str(error)) from error
+    if length > LONGEST_INFO:
+        raise FormatError(
+            "a sample's facts are too long", where=where, found=f"{length} bytes", expected=f"at most {LONGEST_INFO:,}"
+        )
     return Encoded(sample.key, int(sample.label), info, payloads, [xxh3(payload) for payload in payloads])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from formats.errors import FormatError
@@ -79,6 +80,9 @@ def read_json(path: Path) -> Any:
         raise FormatError("this file is not valid JSON", where=path, found=str(error)) from error
 
 
+_SLACK = 1 << 20
+
+
 def write_table(path: Path, table: pa.Table) -> None:
     """Write ``table`` as zstd Parquet with page checksums, whole or not at all; equal tables give equal bytes."""
     with atomic(path) as temporary:
@@ -99,6 +103,47 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         if isinstance(error, FileNotFoundError):
             raise
         raise FormatError("this file is not readable Parquet", where=path, found=str(error)) from error
+
+
+def read_bounded(path: Path, columns: list[str] | None = None, *, each: int) -> pa.Table:
+    """`read_table` for files of others: refused where a row takes more than ``each`` bytes on average.
+
+    A dictionary holds a text once, however many rows name it; unfolded it could fill any memory.
+
+    Raises:
+        FormatError: as `read_table`; or the rows are too large.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
+            stored = sum(
+                file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups)
+            )
+            room = _SLACK + each * file.metadata.num_rows
+        found = stored
+        if stored <= room:
+            folded = pq.read_table(path, columns=columns, read_dictionary=texts, page_checksum_verification=True)
+            folded.validate(full=True)
+            found = sum(_unfolded(column) for column in folded.columns if pa.types.is_dictionary(column.type))
+            if found <= room:
+                return folded.cast(pa.schema(map(_plain, folded.schema), folded.schema.metadata))
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise FormatError("this file is not readable Parquet", where=path, found=str(error)) from error
+    raise FormatError("its rows are too large", where=path, found=f"{found} bytes", expected=f"at most {room}")
+
+
+def _unfolded(column: pa.ChunkedArray) -> int:
+    """Bytes of a dictionary column's texts, each as often as it is named."""
+    return sum(
+        pc.sum(pc.take(pc.cast(pc.binary_length(chunk.dictionary), pa.int64()), chunk.indices)).as_py() or 0
+        for chunk in column.chunks
+    )
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
 def table_facts(path: Path) -> tuple[list[pa.Field], int]:

@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from formats.encoding import Encoded
+from formats.encoding import LONGEST_INFO, Encoded
 from formats.identity import sample_id
 from formats.layout import INDEX
 from formats.report import Fault
 from formats.schema import RECIPE, Column, Container, Manifest
 
+ROW_BYTES = 2 * LONGEST_INFO
+"""Of a row of the index at most, on average."""
 _LONGEST_KEY = 64
 _KEYS = rf"^[0-9a-z_-]{{1,{_LONGEST_KEY}}}$"
 _DIGEST = "^[0-9a-f]{32}$"

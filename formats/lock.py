@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -10,13 +11,14 @@ from pathlib import Path
 from formats.errors import FormatError
 
 _PAUSE = 0.05
+_WITHOUT = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 class WriterLock:
     """An exclusive lock on ``path``, taken within ``patience`` seconds or not at all; its file goes with `release`.
 
     Raises:
-        FormatError: another process holds it.
+        FormatError: another process holds it, or the file system knows no locks.
     """
 
     def __init__(self, path: Path, patience: float = 0.0) -> None:
@@ -39,6 +41,16 @@ class WriterLock:
                     where=path,
                     found=f"held by process {holder or 'unknown'}",
                     hint="wait until it is done, or write somewhere else",
+                ) from error
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno not in _WITHOUT:
+                    raise
+                raise FormatError(
+                    "files cannot be locked on this file system, so two writers could meet unseen",
+                    where=path,
+                    found=error.strerror,
+                    hint="mount it with locks (flock), or write on another file system",
                 ) from error
             if self._current(descriptor):
                 os.ftruncate(descriptor, 0)

@@ -14,9 +14,10 @@ import pyarrow as pa
 from formats.checks import quick_check, read_selection
 from formats.encoding import finite, parse_info
 from formats.errors import FormatError
-from formats.files import read_table
+from formats.files import read_bounded
 from formats.hashing import sha256_file, xxh3, xxh3_array, xxh3_file
 from formats.identity import content_id, sample_id
+from formats.index import ROW_BYTES
 from formats.layout import CLASSES, INDEX, MANIFEST, SELECTION
 from formats.npy import read_npy
 from formats.report import Fault, Report
@@ -161,7 +162,7 @@ def _shards(report: Report, root: Path, manifest: Manifest, index: pa.Table | No
 
 def _whole_index(report: Report, root: Path) -> pa.Table | None:
     try:
-        return read_table(root / INDEX)
+        return read_bounded(root / INDEX, each=ROW_BYTES)
     except FormatError as error:
         report.faults.append(Fault("index", INDEX, found=error.what))
         return None

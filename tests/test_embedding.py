@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from d2c import embedding, pipeline, scoring
 from d2c.embedding import EmbeddingConfig
@@ -48,6 +50,42 @@ def test_any_number_of_processes_computes_the_same_bytes(workspace: Path, monkey
     alone = embed(config(workspace))
     several = embed(config(workspace, gpus=2, overwrite=True))
     assert np.array_equal(alone, several)
+
+
+def test_what_another_device_finished_is_taken_as_it_is(workspace: Path) -> None:
+    on_gpu = embedding.run(embedding.plan(config(workspace, precision="bf16"))).name
+    plan = embedding.plan(config(workspace))
+    assert (plan.reasons, plan.stage.path.name) == ([], on_gpu)
+    assert embedding.plan(config(workspace, precision="fp32")).reasons == ["not run yet"]
+    embed(config(workspace, precision="fp32"))
+    assert embedding.plan(config(workspace)).stage.path.name != on_gpu
+
+
+def test_an_image_that_changed_since_it_was_scored_has_no_features(workspace: Path) -> None:
+    source = Path(Workspace(workspace).scores.require("").summary["source"]["path"])
+    own = workspace.parent / "own"
+    shutil.copytree(source, own)
+    Workspace(workspace).scores.refresh(
+        source={**Workspace(workspace).scores.require("").summary["source"], "path": str(own)}
+    )
+    changed = keys(workspace)[3]
+    Image.new("RGB", (20, 20), (9, 200, 30)).save(own / changed)
+    with pytest.raises(D2CError, match=rf"changed since it was scored[\s\S]*{changed}"):
+        embed(config(workspace))
+
+
+def test_images_stored_in_another_order_half_way_are_noticed(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "_PART", 32)
+    plan = embedding.plan(config(workspace))
+    monkeypatch.setattr(embedding, "_join", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        embedding.run(plan)
+    first, second, *_ = sorted((plan.stage.path / "parts").iterdir())
+    shutil.copy(first, second)
+    monkeypatch.undo()
+    monkeypatch.setattr(embedding, "_PART", 32)
+    with pytest.raises(D2CError, match=r"63 of 95 images have features"):
+        embed(config(workspace))
 
 
 def test_an_interrupted_pass_goes_on(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

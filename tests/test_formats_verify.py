@@ -206,6 +206,23 @@ def test_index_that_cannot_be_is_found_at_once(artifact: Path, change: Any, foun
         open_artifact(artifact)
 
 
+@pytest.mark.parametrize(("column", "level"), [("sample_id", "quick"), ("info", "default")])
+def test_a_small_index_that_would_fill_the_memory_is_refused(artifact: Path, column: str, level: Any) -> None:
+    bomb = "0" * (8 << 20)
+    edit_index(artifact, lambda rows: [row.update({column: bomb}) for row in rows])
+    assert (artifact / "meta/samples.parquet").stat().st_size < 1 << 20  # unfolded 160 MiB
+    before = pa.total_allocated_bytes()
+    found = [str(fault) for fault in verify(artifact, level).faults]
+    assert any("rows are too large" in fault for fault in found), found
+    assert pa.total_allocated_bytes() - before < 1 << 20
+    if column == "sample_id":
+        with pytest.raises(IntegrityError):
+            open_artifact(artifact)
+    else:
+        with pytest.raises(FormatError, match="rows are too large"):
+            open_artifact(artifact).info(0)
+
+
 @pytest.mark.parametrize(
     ("change", "kind"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -92,6 +94,17 @@ def test_second_writer_gets_a_clear_error_and_helpers_do_not(tmp_path: Path) -> 
         finish(made)
     assert verify(out, "deep").ok
     writer(out, shards=4).close()
+
+
+def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(FormatError, match=r"cannot be locked[\s\S]*flock"):
+        writer(tmp_path / "out", shards=4)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_lock_dies_with_its_process(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from d2c.images import center_crop, decode
 from d2c.latents import LatentSpec, open_codec
 from d2c.progress import Progress, Silent
 from d2c.selection import Selection, SelectionConfig
+from d2c.tokens import VisionTokens
 from d2c.vision import open_vision
 from d2c.workspace import Workspace
 from formats import FormatError, IntegrityError, open_artifact
@@ -270,6 +273,33 @@ def test_what_attach_attached_is_what_pack_packs(workspace: Path, tmp_path: Path
     encoders = open_artifact(tmp_path / "shards").manifest["encoders"]
     assert encoders["vision"] is None
     assert encoders["text"]["name"] == "hashed"
+
+
+def test_pack_takes_the_seed_and_the_precision_that_attach_had(workspace: Path, tmp_path: Path) -> None:
+    chosen = chosen_by(workspace, 4)
+    request = pack_request(workspace, tmp_path / "shards")
+    attached, _ = pipeline.attach(replace(request, seed=5), chosen.name)
+    again, step = pipeline.attach(request, chosen.name, remember=False)
+    assert (again, step.ran) == (attached, False)
+    _, step = pipeline.attach(replace(request, seed=6), chosen.name, remember=False)
+    assert step.ran
+    on_gpu = replace(pipeline.attachment_config(request, chosen.name), precision="bf16")
+    assert attachment.run(attachment.plan(on_gpu)) != attached
+    other = replace(on_gpu, precision="auto", grid=2)
+    assert attachment.plan(other).vision_reasons == ["not run yet"]
+    attachment.run(attachment.plan(replace(other, precision="bf16")))
+    assert not attachment.plan(other).vision_reasons
+
+
+def test_tokens_go_to_other_processes_by_name(workspace: Path, tmp_path: Path) -> None:
+    chosen = chosen_by(workspace, 4)
+    attached, _ = pipeline.attach(pack_request(workspace, tmp_path / "x"), chosen.name)
+    assert attached.vision is not None
+    tokens = VisionTokens.open(Workspace(workspace).vision(chosen.name, attached.vision))
+    first = tokens.patches(0)
+    sent = pickle.dumps(tokens)
+    assert len(sent) < first.nbytes
+    assert np.array_equal(pickle.loads(sent).patches(0), first)
 
 
 def test_two_packs_into_one_workspace_do_not_mix(workspace: Path, tmp_path: Path) -> None:

@@ -113,6 +113,16 @@ def test_a_finished_scoring_is_left_alone_and_a_changed_option_says_what_changed
     assert scoring.plan(replace(asked, evals=6)).reasons == ["evals: 4 -> 6"]
 
 
+def test_what_a_gpu_scored_is_not_scored_again_where_there_is_none(
+    tmp_path: Path, image_folder: Path, scorer: Path
+) -> None:
+    asked = config(image_folder, tmp_path, scorer)
+    score(replace(asked, precision="bf16"))
+    assert not scoring.plan(asked).reasons
+    assert scoring.plan(replace(asked, precision="fp32")).reasons == ["precision: bf16 -> fp32"]
+    assert scoring.plan(replace(asked, seed=1)).reasons == ["precision: bf16 -> fp32", "seed: 0 -> 1"]
+
+
 def test_unreadable_images_are_recorded_with_their_reason_and_move_no_other_score(
     tmp_path: Path, image_folder: Path, scorer: Path, undisturbed: scoring.Result
 ) -> None:

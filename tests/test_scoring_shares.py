@@ -136,6 +136,19 @@ def test_the_pilot_takes_the_fewest_evaluations_that_agree_and_says_what_it_trie
     assert pilot.run(asked, source, 2.0, Silent()) == high
 
 
+def test_the_pilot_passes_over_what_cannot_be_read(tmp_path: Path, image_folder: Path, scorer: Path) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    source = open_source(folder)
+    (folder / source.keys[0]).write_bytes(b"no picture")
+    asked = config(folder, tmp_path / "ws", scorer, batch_size=1, estimator="paper").settings
+    assert pilot.run(asked, open_source(folder), -1.0, Silent()).images == len(source) - 1
+    for key in source.keys:
+        (folder / key).write_bytes(b"no picture")
+    with pytest.raises(D2CError, match="none of the images to try can be read"):
+        pilot.run(asked, open_source(folder), -1.0, Silent())
+
+
 def test_a_target_chooses_the_evaluations_once(tmp_path: Path, image_folder: Path, scorer: Path) -> None:
     request = ScoreRequest(
         source=image_folder, workspace=tmp_path, scorer=str(scorer), target_rank_corr=0.3, size=8, device="cpu"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +178,23 @@ def test_weights_that_do_not_fill_the_model_are_an_error(tiny_file: Path, tmp_pa
     with pytest.raises(D2CError, match="does not fit"):
         open_vision(f"timm:vit_tiny_patch16_224:{tiny_file}", 4, CPU)
     (tmp_path / "broken.safetensors").write_bytes(b"not weights")
-    with pytest.raises(D2CError, match="does not fit"):
+    with pytest.raises(D2CError, match="no readable weights"):
         open_vision(f"timm:test_vit:{tmp_path / 'broken.safetensors'}", 4, CPU)
     with pytest.raises(D2CError, match="no such weights file"):
         open_vision(f"timm:test_vit:{tmp_path / 'absent.safetensors'}", 4, CPU)
+
+
+def test_a_weights_file_runs_no_code(tiny_file: Path, tmp_path: Path) -> None:
+    class Planted:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({**load_file(tiny_file), "planted": Planted()}, tmp_path / "planted.pth")
+    with pytest.raises(D2CError, match="holds more than tensors"):
+        open_vision(f"timm:test_vit:{tmp_path / 'planted.pth'}", 4, CPU)
+    assert not (tmp_path / "ran").exists()
+    torch.save({"state_dict": load_file(tiny_file)}, tmp_path / "plain.pth")
+    assert open_vision(f"timm:test_vit:{tmp_path / 'plain.pth'}", 4, CPU).info.tokens == 16
 
 
 def test_tokens_with_nan_are_an_error(tiny_file: Path, tmp_path: Path) -> None:

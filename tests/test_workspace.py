@@ -74,6 +74,10 @@ def test_seconds_add_up_over_interrupted_runs_and_a_torn_line_is_left_out(tmp_pa
     assert stage.spent() == 3.5
     stage.spend(1.0, part=2)
     assert stage.spent() == 4.5
+    with (stage.path / "cost.jsonl").open("a") as stream:
+        stream.write('\n{"seconds": 23.456, "part": 11}}')  # as two nodes leave it that write over each other
+    stage.spend(1.0, part=3)
+    assert stage.spent() == 5.5
 
 
 def test_a_missing_stage_names_the_command_and_a_newer_one_the_upgrade(tmp_path: Path) -> None:

@@ -194,9 +194,10 @@ class Bench:
             self.d2c("pack", *self.choice(cell.method, cell.budget, cell.seed), "--text", text, "--vision", vision,
                      "--grid", self.size // 4, "--licence", "LicenseRef-benchmark", "--out", shards,
                      workspace=workspace)  # fmt: skip
-        flip = "grid" if self.rules.mirror else "none"
+        changes = ["--set", f"flip={'grid' if self.rules.mirror else 'none'}"]
+        changes += ["--set", "objective=eps"] if cell.objective == "dit" else []
         self.d2c("train", shards, "--model", MODELS[cell.objective], "--recipe", "small", "--steps", cell.steps,
-                 "--seed", cell.seed, "--set", f"flip={flip}", "--held-out", self.images, "--watch-every", 1000,
+                 "--seed", cell.seed, *changes, "--held-out", self.images, "--watch-every", 1000,
                  "--keep-checkpoints", 1, "--out", run)  # fmt: skip
         against = ["--reference", self.reference] if self.rules.reference else []
         self.d2c("fid", run, "--samples", 2000, "--sampling-steps", 20, *against)
