@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -312,11 +312,14 @@ def _train(
         found = decoded(artifact, classes, config.codec, device)
         if found.side != side:
             raise other_size(artifact.path, found.side, side)
-        return found
+        return _at_most(found)
     if config.train is None:
         return None
-    pictures = opened(config.train, side, classes, config.codec, device)
-    if isinstance(pictures, FromSource) and len(pictures) > TRAIN:
-        rows = drawn(len(pictures), TRAIN, "train")
-        return FromSource(pictures.source, rows, side, pictures.numbers)
-    return pictures
+    return _at_most(opened(config.train, side, classes, config.codec, device))
+
+
+def _at_most(pictures: Pictures) -> Pictures:
+    """A random `TRAIN` of a source's or an artifact's images, where there are more."""
+    if len(pictures) <= TRAIN or not isinstance(pictures, FromSource | FromArtifact):
+        return pictures
+    return replace(pictures, rows=drawn(len(pictures), TRAIN, "train"))

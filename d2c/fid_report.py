@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from d2c import ledger
-from d2c.fid_plan import TRAIN, Plan
+from d2c.fid_plan import Plan
 from d2c.judge import Reference
-from d2c.pictures import class_numbers
+from d2c.pictures import class_numbers, is_part
+from d2c.runs import Run
 
 
 def reference_facts(plan: Plan, reference: Reference) -> dict[str, Any]:
@@ -38,8 +39,9 @@ def protocol(plan: Plan, count: int, reference: Reference) -> dict[str, Any]:
     if plan.generator is None:
         return found
     assert plan.artifact is not None
-    training = plan.generator.identity
-    steps, batch = training["recipe"]["steps"], training["recipe"]["batch_size"]
+    training, run = plan.generator.identity, Run(plan.generator.path)
+    # Fewer than asked for where --patience stopped it.
+    steps, batch = run.finished_steps(), training["recipe"]["batch_size"]
     return {
         **found,
         "sampler": asdict(config.sampler.resolved(plan.generator.denoiser.objective.name)),
@@ -107,6 +109,7 @@ def _about_copying(plan: Plan, report: dict[str, Any]) -> list[str]:
         return ["Nobody said what the images may have been copied from (--train): no copy check."]
     if not report["copying"]:
         return ["Too few real images that were not trained on: no copy check. --held-out names others."]
-    if len(plan.train) == TRAIN:
-        return [f"Copies were looked for in {TRAIN:,} random training images only: the copy rate is at least this."]
+    if is_part(plan.train):
+        seen = f"{len(plan.train):,} random training images only"
+        return [f"Copies were looked for in {seen}: the copy rate is at least this."]
     return []

@@ -155,9 +155,10 @@ class FromSource:
 
 @dataclass(frozen=True, eq=False)
 class FromArtifact:
-    """Training images as a model knows them: stored latents, decoded."""
+    """Training images as a model knows them: stored latents at ``rows``, decoded."""
 
     artifact: Artifact
+    rows: Sequence[int]
     codec: LatentCodec
     device: torch.device
     numbers: Array
@@ -171,7 +172,7 @@ class FromArtifact:
         return self.artifact.content_id
 
     def __len__(self) -> int:
-        return len(self.artifact)
+        return len(self.rows)
 
     def facts(self) -> dict[str, Any]:
         name, spec = str(self.artifact.manifest["name"]), self._spec()
@@ -179,10 +180,10 @@ class FromArtifact:
 
     def chunks(self) -> Iterator[Chunk]:
         labels = self.numbers[np.asarray(self.artifact.labels, dtype=np.int64)]
-        digests = np.array([self.artifact.info(row)["source_xxh3"] for row in range(len(labels))], "U32")
-        for start in range(0, len(labels), _CHUNK):
-            rows = np.arange(start, min(start + _CHUNK, len(labels)))
-            yield Chunk(labels[rows], self.pick(rows.tolist()), digests[rows], rows)
+        for start in range(0, len(self), _CHUNK):
+            rows = list(self.rows[start : start + _CHUNK])
+            digests = np.array([self.artifact.info(row)["source_xxh3"] for row in rows], "U32")
+            yield Chunk(labels[rows], self.pick(rows), digests, np.array(rows))
 
     def pick(self, rows: Sequence[int]) -> Array:
         latents = torch.from_numpy(self.artifact.stack(LATENT, np.asarray(rows))).to(self.device)
@@ -286,7 +287,14 @@ def decoded(artifact: Artifact, classes: Sequence[ClassRow], codec: str | None, 
     spec = LatentSpec.from_dict(artifact.manifest["latent"])
     name = codec or ("rgb" if spec.codec == "rgb" else spec.encoder)
     numbers = class_numbers(artifact.classes, classes)
-    return FromArtifact(artifact, open_codec(name, spec.pixels, device), device, numbers)
+    return FromArtifact(artifact, range(len(artifact)), open_codec(name, spec.pixels, device), device, numbers)
+
+
+def is_part(pictures: Pictures) -> bool:
+    """Whether images were left out of what they were taken from."""
+    if isinstance(pictures, FromSource):
+        return len(pictures) < len(pictures.source)
+    return isinstance(pictures, FromArtifact) and len(pictures) < len(pictures.artifact)
 
 
 def open_images(location: str) -> Source:

@@ -15,7 +15,7 @@ import torch
 from conftest import pack_request
 from PIL import Image
 
-from d2c import fid, generation, generator, judge, ledger, metrics, pipeline, training
+from d2c import fid, fid_plan, generation, generator, judge, ledger, metrics, pipeline, training
 from d2c.classifier import train_classifier
 from d2c.errors import D2CError
 from d2c.fid import FidConfig
@@ -202,6 +202,23 @@ def test_protocol_and_costs_are_printed_with_it(measured: fid.Result) -> None:
     assert costs["train"] > 0
     # The scorer is weights that somebody gave: nobody knows what they cost, and 0 s would be a lie.
     assert costs["train_scorer"] is None
+
+
+def test_a_run_that_patience_stopped_is_told_with_the_steps_it_took(run: Path, packed: Path, tmp_path: Path) -> None:
+    short = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "fid")))
+    write_json(short / "done.json", {**read_json(short / "done.json"), "step": 12, "stopped": "no better"})
+    protocol = measure(short, packed.parent / "workspace").report["protocol"]
+    assert (protocol["steps"], protocol["passes_per_image"]) == (12, 6.0)
+
+
+@pytest.mark.parametrize(("most", "told"), [(12, False), (8, True)])
+def test_copies_of_a_large_training_set_are_looked_for_in_a_part_of_it(
+    run: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, *, told: bool
+) -> None:
+    monkeypatch.setattr(fid_plan, "TRAIN", most)
+    judged = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("fid")))
+    notes = measure(judged, packed.parent / "workspace").report["notes"]
+    assert any(f"in {most} random training images only" in note for note in notes) is told
 
 
 def test_copying_is_calibrated_on_images_that_were_not_selected(measured: fid.Result) -> None:
