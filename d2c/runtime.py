@@ -94,10 +94,18 @@ def precisions(name: str, device: torch.device) -> list[str]:
 
 @contextmanager
 def autocast(precision: str, device: torch.device) -> Iterator[None]:
-    """Mixed precision over fp32 weights; fp32 is left alone."""
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    """Mixed precision over fp32 weights; fp32 is left alone, and tf32 multiplies matrices with 10 bits on a GPU."""
+    dtype = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        yield
+        if precision != "tf32" or device.type != "cuda":
+            yield
+            return
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def seed_of(*parts: object) -> int:

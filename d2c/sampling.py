@@ -15,7 +15,7 @@ from d2c.errors import UsageError
 from d2c.transport import STEPS, Objective
 
 Method = Literal["euler", "heun", "sde", "dopri5", "ddim", "ddpm"]
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 METHODS: dict[str, tuple[Method, ...]] = {"velocity": ("euler", "heun", "sde", "dopri5"), "eps": ("ddim", "ddpm")}
 """The samplers of each kind of model."""
 
@@ -34,6 +34,13 @@ class Predictor(Protocol):
         *,
         null: Tensor | None = None,
     ) -> Tensor: ...
+
+
+def precision_on(device: torch.device, name: str = "auto") -> str:
+    """``auto`` is what the official samplers compute in: tf32 on a GPU, fp32 on a CPU."""
+    if name != "auto":
+        return name
+    return "tf32" if device.type == "cuda" else "fp32"
 
 
 @dataclass(frozen=True, kw_only=True)

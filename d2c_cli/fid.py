@@ -48,7 +48,7 @@ def fid(
     guidance: options.Guidance = 1.5,
     guidance_interval: options.GuidanceInterval = (0.0, 1.0),
     guidance_channels: options.GuidanceChannels = "all",
-    precision: options.Precision = "fp32",
+    precision: options.SamplingPrecision = "auto",
     class_labels: options.ClassLabels = "balanced",
     export_npz: fid_options.ExportNpz = None,
     codec: options.RunCodec = None,
@@ -76,8 +76,8 @@ def fid(
         existing(artifact, "artifact", "d2c pack --ratio 0.008")
     from d2c import fid as stage
     from d2c import fid_pipeline
-    from d2c.runtime import resolve_device, resolve_precision
-    from d2c.sampling import SamplerConfig
+    from d2c.runtime import resolve_device
+    from d2c.sampling import SamplerConfig, precision_on
 
     settings = stage.FidConfig(
         judged=judged,
@@ -95,7 +95,7 @@ def fid(
             guidance=guidance,
             guidance_interval=guidance_interval,
             guidance_channels=guidance_channels,
-            precision=resolve_precision(precision, resolve_device(device)),
+            precision=precision_on(resolve_device(device), precision),
         ),
         labels=class_labels,
         subsets=subsets,

@@ -28,7 +28,7 @@ def sample(
     guidance: options.Guidance = 1.5,
     guidance_interval: options.GuidanceInterval = (0.0, 1.0),
     guidance_channels: options.GuidanceChannels = "all",
-    precision: options.Precision = "fp32",
+    precision: options.SamplingPrecision = "auto",
     npz: options.Npz = False,
     codec: options.RunCodec = None,
     objective: options.Objective = None,
@@ -54,8 +54,8 @@ def sample(
     output = Output.open(ctx)
     existing(run, "run or weight file", "d2c train shards/ --model sit-xl/2")
     from d2c import generation
-    from d2c.runtime import resolve_device, resolve_precision
-    from d2c.sampling import SamplerConfig
+    from d2c.runtime import resolve_device
+    from d2c.sampling import SamplerConfig, precision_on
 
     settings = generation.GenerationConfig(
         run=run,
@@ -67,7 +67,7 @@ def sample(
             guidance=guidance,
             guidance_interval=guidance_interval,
             guidance_channels=guidance_channels,
-            precision=resolve_precision(precision, resolve_device(device)),
+            precision=precision_on(resolve_device(device), precision),
         ),
         labels=class_labels,
         seed=seed,

@@ -59,6 +59,10 @@ Precision = Annotated[
     Literal["auto", "fp32", "bf16", "fp16"],
     option("--precision", "auto|fp32|bf16|fp16", "Arithmetic; auto is bf16 on a GPU and fp32 on a CPU."),
 ]
+SamplingPrecision = Annotated[
+    Literal["auto", "fp32", "tf32", "bf16", "fp16"],
+    option("--precision", "auto|fp32|tf32|bf16|fp16", "Arithmetic; auto is tf32 on a GPU and fp32 on a CPU."),
+]
 NoCompile = Annotated[
     bool,
     option("--no-compile", None, "On a GPU: do not compile the model first, as is done for a lot of images."),

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from d2c.errors import UsageError
-from d2c.sampling import SamplerConfig, noise_for, sample
+from d2c.runtime import autocast
+from d2c.sampling import SamplerConfig, noise_for, precision_on, sample
 from d2c.sit import SiT, model_spec
 from d2c.solvers import diffusion_steps
 from d2c.transport import Eps, Velocity
@@ -164,3 +165,15 @@ def test_impossible_requests_name_their_reason() -> None:
         SamplerConfig(guidance_interval=(0.8, 0.2))
     with pytest.raises(UsageError, match="steps"):
         SamplerConfig(steps=0)
+
+
+def test_a_gpu_samples_in_tf32_as_the_official_samplers_do_and_leaves_no_setting_behind() -> None:
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [precision_on(gpu), precision_on(cpu), precision_on(gpu, "fp32")] == ["tf32", "fp32", "fp32"]
+    before = torch.get_float32_matmul_precision()
+    with autocast("tf32", gpu):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == before
+    for precision, device in (("fp32", gpu), ("tf32", cpu)):
+        with autocast(precision, device):
+            assert torch.get_float32_matmul_precision() == before
