@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,24 @@ def killed(ranks: Ranks, folder: Path) -> None:
     torch.distributed.barrier()  # the other rank only learns that its peer has gone
 
 
+def leaving(ranks: Ranks, job: tuple[Path, bool]) -> None:
+    folder, fails = job
+    torch.distributed.destroy_process_group = lambda: (folder / f"{ranks.rank} left").touch()
+    if fails and ranks.rank == 1:
+        raise ValueError
+
+
+def waiting(ranks: Ranks, folder: Path) -> None:
+    everybody = torch.distributed.group.WORLD
+    half_hour = everybody._get_backend(CPU).options._timeout
+    (folder / f"{ranks.rank}").write_text(f"{half_hour.total_seconds():.0f}")
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=1), everybody)
+    runtime.once(lambda: time.sleep(2))
+    assert runtime.told(torch.tensor([ranks.rank, 7.0])).tolist() == [[0, 7], [1, 7]]
+    assert runtime.any_of(ranks.rank == 1)
+    assert not runtime.any_of(False)
+
+
 def launch(worker: object, folder: Path, workers: int = 2) -> None:
     runtime.launch(worker, folder, workers=workers, device=CPU)  # type: ignore[arg-type]  # one name for all of the above
 
@@ -72,6 +92,25 @@ def test_a_bug_in_a_worker_keeps_its_traceback(tmp_path: Path) -> None:
 def test_a_killed_worker_is_said_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(D2CError, match=r"died(.|\n)*same command again"):
         launch(killed, tmp_path)
+
+
+def test_a_rank_that_failed_does_not_wait_for_the_others_to_leave_the_group(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="ValueError"):
+        runtime.launch(leaving, (tmp_path, True), workers=2, device=CPU)
+    assert not (tmp_path / "1 left").exists()
+    runtime.launch(leaving, (tmp_path, False), workers=2, device=CPU)
+    assert (tmp_path / "1 left").exists()
+
+
+def test_ranks_wait_long_for_one_that_works_alone_and_not_for_one_that_is_lost_in_a_step(tmp_path: Path) -> None:
+    launch(waiting, tmp_path)
+    assert [(tmp_path / name).read_text() for name in "01"] == ["1800", "1800"]
+
+
+def test_alone_nobody_is_waited_for() -> None:
+    runtime.meet()
+    assert runtime.told(torch.tensor([1.0, 2.0])).tolist() == [[1, 2]]
+    assert [runtime.any_of(wish) for wish in (True, False)] == [True, False]
 
 
 def test_devices_are_checked_by_name() -> None:

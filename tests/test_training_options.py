@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ from PIL import Image
 from test_training import Between, config, kept, train
 from torch import Tensor
 
-from d2c import checkpoint, log_writers, memorisation, training
+from d2c import checkpoint, log_writers, memorisation, runtime, training
 from d2c.errors import D2CError, InterruptedRunError, UsageError
 from d2c.generator import Generator
 from d2c.memorisation import Clock, since_lowest
 from d2c.progress import Silent
 from d2c.runs import CURVES, DONE, READINGS, SAMPLES, STATS, WEIGHTS, Run
+from d2c.runtime import Ranks
 from d2c.sampling import SamplerConfig
 from d2c.trainer import Trainer
 from d2c.transport import Velocity
+from d2c.watching import Watch
 from formats import open_artifact
 from formats.files import read_json
 
@@ -173,6 +176,20 @@ def test_the_command_stops_with_the_code_of_those_who_may_come_again(
     assert not (tmp_path / "run" / DONE).exists()
     subprocess.run(command(tmp_path / "run"), check=True, capture_output=True, env=environment)
     assert same(tmp_path / "run", tmp_path / "whole")
+
+
+def slowly(ranks: Ranks, plan: training.Plan) -> None:
+    """A rank that looks for longer than the others would wait within a step."""
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=2), torch.distributed.group.WORLD)
+    Watch.look = lambda self, step, averaged: time.sleep(3 * (step == 2))  # type: ignore[method-assign]
+    training._train(ranks, (plan, Silent()))
+
+
+def test_ranks_wait_for_the_one_that_looks(packed: Path, tmp_path: Path) -> None:
+    plan = training.plan(config(packed, tmp_path / "run", steps=4, watch_every=2, gpus=2))
+    training._open_run(plan)
+    runtime.launch(slowly, plan, workers=2, device=torch.device("cpu"))
+    assert Run(tmp_path / "run").finished_steps() == 4
 
 
 # Watching
@@ -322,6 +339,8 @@ def test_a_log_that_is_not_installed_says_how_to_get_it(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
+    # Told before there is a model, in whose sums other ranks would wait.
+    monkeypatch.setattr(Trainer, "build", lambda *_: pytest.fail("a model was built"))
     with pytest.raises(UsageError, match=r"wandb is not installed(.|\n)*d2c-toolkit\[wandb\]"):
         train(config(packed, tmp_path / "run", log_to=("wandb",)))
     with pytest.raises(UsageError, match="tensorboard, wandb"):
