@@ -67,7 +67,7 @@ def resolve_device(name: str) -> torch.device:
 
     Raises:
         D2CError: CUDA was asked for and torch sees none.
-        UsageError: the name is none of these.
+        UsageError: the name is none of these, or of a GPU that is not there or would serve several processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,7 +81,20 @@ def resolve_device(name: str) -> torch.device:
             found=f"--device {name}",
             hint="add --device cpu, or set D2C_DEVICE=cpu",
         )
-    return torch.device(name if ":" in name else f"cuda:{ranks().local % torch.cuda.device_count()}")
+    count, world = torch.cuda.device_count(), ranks().world
+    if ":" not in name:
+        return torch.device(f"cuda:{ranks().local % count}")
+    if world > 1:
+        raise UsageError(
+            "several processes cannot share one GPU",
+            found=f"--device {name} for {world} processes",
+            expected="--device cuda, of which each takes its own",
+        )
+    if int(name[5:]) >= count:
+        raise UsageError("there is no such GPU", found=f"--device {name}", expected=f"cuda:0 to cuda:{count - 1}")
+    # Streams, events and pinned memory that name no device are the current one's.
+    torch.cuda.set_device(torch.device(name))
+    return torch.device(name)
 
 
 def resolve_precision(name: str, device: torch.device) -> str:

@@ -64,7 +64,7 @@ class Coming:
             self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._host.copy_(values, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(values.device))
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """The values in host memory."""

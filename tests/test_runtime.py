@@ -44,7 +44,7 @@ def killed(ranks: Ranks, folder: Path) -> None:
 
 def leaving(ranks: Ranks, job: tuple[Path, bool]) -> None:
     folder, fails = job
-    torch.distributed.destroy_process_group = lambda: (folder / f"{ranks.rank} left").touch()
+    torch.distributed.destroy_process_group = (folder / f"{ranks.rank} left").touch
     if fails and ranks.rank == 1:
         raise ValueError
 
@@ -123,6 +123,34 @@ def test_devices_are_checked_by_name() -> None:
 def test_asking_for_a_gpu_that_is_not_there_names_the_way_out() -> None:
     with pytest.raises(D2CError, match="--device cpu"):
         runtime.resolve_device("cuda")
+
+
+@pytest.fixture
+def current(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """A machine with two GPUs, and what was made the current one there."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen
+
+
+def test_a_gpu_that_is_named_becomes_the_current_one(current: list[torch.device]) -> None:
+    assert runtime.resolve_device("cuda") == torch.device("cuda:0")
+    assert not current  # a parent of several processes takes no memory there
+    assert runtime.resolve_device("cuda:1") == torch.device("cuda:1")
+    assert current == [torch.device("cuda:1")]
+    with pytest.raises(UsageError, match=r"no such GPU(.|\n)*cuda:0 to cuda:1"):
+        runtime.resolve_device("cuda:2")
+
+
+@pytest.mark.usefixtures("current")
+def test_several_processes_take_a_gpu_each_and_never_one_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "4"), ("RANK", "3"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert runtime.resolve_device("cuda") == runtime.resolve_device("auto") == torch.device("cuda:1")
+    with pytest.raises(UsageError, match=r"cannot share one GPU(.|\n)*--device cuda:0 for 4 processes"):
+        runtime.resolve_device("cuda:0")
 
 
 def test_seeds_follow_their_parts_and_their_order() -> None:
