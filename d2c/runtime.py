@@ -34,6 +34,8 @@ _PATIENCE = timedelta(days=7)
 """How long ranks wait for the one that works: training a scorer takes longer than torch's half hour."""
 _SUMS = timedelta(minutes=30)
 """How long they wait within a step, where nobody works alone: a node that died must not leave the others spinning."""
+_SAVING = 300
+"""Seconds in which a state is surely written: SiT-XL/2's 14.5 GB, to a slow disk."""
 _patient: list[dist.ProcessGroup] = []
 """The group that waits for `_PATIENCE`, once `_join` made it; gloo's, since waiting in NCCL keeps a GPU busy."""
 
@@ -229,6 +231,8 @@ def _spawn(worker: Callable[[Ranks, Any], None], argument: Any, workers: int, de
             found=f"--gpus {workers}",
             expected=f"at most {torch.cuda.device_count()}",
         )
+    # Workers have that long to save their state on SIGTERM; an older torch kills them after 30 s whatever one says.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -255,6 +259,8 @@ def _time(failure: Any) -> float:
 
 
 def _child(worker: Callable[[Ranks, Any], None], argument: Any, folder: str) -> None:
+    # Ctrl-C ends a worker even where it waits for a GPU, rather than when torch's patience with workers ends.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     _join()
     try:
         worker(ranks(), argument)

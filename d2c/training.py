@@ -30,6 +30,8 @@ _FEW_TOKENS = 1024
 """Tokens of a batch below which a second CPU thread costs time (tiny/2: 37 ms a step on one thread, 63 on two)."""
 _SMALLEST_SCALE = 2.0**-14
 """Of fp16's gradients: one that shrinks below this means that every step overflows."""
+_HEED = 5
+"""Steps between which several ranks ask one another for signals: in host memory, so that no GPU runs out of work."""
 _LOST = 10
 """Steps in a row without a finite gradient after which a run has diverged; a few are only skipped."""
 
@@ -136,7 +138,7 @@ def _loop(plan: Plan, trainer: Trainer, watch: Watch | None, progress: Progress)
     first, found = checkpoint.resume(run.path / CHECKPOINTS, parts)
     if ranks.main:
         run.forget_after(first)
-    tally, taken = Tally.of(found.get("tally"), trainer.device), first
+    tally, taken = Tally.of(found.get("tally"), trainer.device, ranks), first
     # A kill may have come between the last look and the end that followed from it.
     stopped = _impatient(plan, ranks)
     clock = _SaveClock(config)
@@ -151,12 +153,12 @@ def _loop(plan: Plan, trainer: Trainer, watch: Watch | None, progress: Progress)
         begun = time.perf_counter()
         for taken in range(first + 1, first + 1 if stopped else last + 1):
             tally.add(trainer.step(taken - 1))
-            # Several ranks must leave at the same step, and can agree on it only where they meet.
-            leave = ranks.world == 1 and asked()
+            # Several ranks must leave at the same step.
+            leave = (ranks.world == 1 or taken % _HEED == 0) and runtime.any_of(asked())
             saves = False
             if taken % config.log_every == 0 or taken == last:
                 count = tally.count
-                line, leave, saves = tally.line(taken, ranks, asked=asked(), due=clock.due(taken))
+                line, saves = tally.line(taken, ranks, due=clock.due(taken))
                 if _diverged(plan, tally, parts.scaler.get_scale()):
                     raise run.diverged(plan.identity, taken)
                 if watch is not None:

@@ -107,6 +107,23 @@ def test_ranks_wait_long_for_one_that_works_alone_and_not_for_one_that_is_lost_i
     assert [(tmp_path / name).read_text() for name in "01"] == ["1800", "1800"]
 
 
+def test_workers_have_time_to_save_their_state_when_the_job_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed.launcher import api
+
+    if not hasattr(api.LaunchConfig, "shutdown_timeout"):
+        pytest.skip("this torch always waits 30 s")
+    seconds: list[int] = []
+    monkeypatch.setattr(api, "elastic_launch", lambda config, _: lambda *_: seconds.append(config.shutdown_timeout))
+    for own in ("20", None):
+        monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", own or "")
+        if own is None:
+            monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+        launch(touch, tmp_path)
+    assert seconds == [20, 300]
+
+
 def test_alone_nobody_is_waited_for() -> None:
     runtime.meet()
     assert runtime.told(torch.tensor([1.0, 2.0])).tolist() == [[1, 2]]

@@ -28,7 +28,7 @@ from d2c.progress import Silent
 from d2c.runs import CURVES, DONE, READINGS, SAMPLES, STATS, WEIGHTS, Run
 from d2c.runtime import Ranks
 from d2c.sampling import SamplerConfig
-from d2c.trainer import Trainer
+from d2c.trainer import Tally, Trainer
 from d2c.transport import Velocity
 from d2c.watching import Watch
 from formats import open_artifact
@@ -106,6 +106,66 @@ def test_out_of_memory_names_what_fits(packed: Path, tmp_path: Path, monkeypatch
     train(config(packed, tmp_path / "run", numbers={"batch_size": 8}, micro_batch=2))
 
 
+class Memory:
+    """A GPU with room for some images and, in images too, for the optimizer's moments."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: int, moments: int = 0) -> None:
+        self.room, self.moments, self.held = room, moments, 0
+        losses, memory = Trainer.losses, self
+
+        class Activations:
+            def __init__(self, images: int) -> None:
+                self.images = images
+                memory.held += images
+
+            def __del__(self) -> None:
+                memory.held -= self.images
+
+        def limited(self: Trainer, work: Any, step: int) -> Losses:
+            activations = Activations(len(work))
+            memory.check(self.parts.optimizer)
+            del activations
+            return losses(self, work, step)
+
+        monkeypatch.setattr(Trainer, "losses", limited)
+
+    def check(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.held + self.moments * bool(optimizer.state) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+
+
+def test_what_fits_is_tried_without_the_memory_of_what_did_not(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Memory(monkeypatch, room=4)
+    with pytest.raises(D2CError, match=r"8 images at once(.|\n)*--micro-batch 4 "):
+        train(config(packed, tmp_path / "run", numbers={"batch_size": 8}))
+
+
+def test_what_fits_leaves_room_for_moments_that_are_not_there_yet(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Memory(monkeypatch, room=6, moments=3)
+    with pytest.raises(D2CError, match=r"8 images at once(.|\n)*--micro-batch 2 "):
+        train(config(packed, tmp_path / "run", numbers={"batch_size": 8}))
+
+
+def test_memory_that_ends_in_the_optimizer_is_advised_on_too(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, calls = torch.optim.AdamW.step, []
+
+    def full(self: torch.optim.AdamW, closure: None = None) -> None:
+        calls.append(self)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(D2CError, match=r"8 images at once(.|\n)*--micro-batch 4 "):
+        train(config(packed, tmp_path / "run", numbers={"batch_size": 8}))
+
+
 # Signals
 
 
@@ -138,6 +198,26 @@ def test_a_signal_saves_the_state_and_the_run_goes_on_from_there(
     assert signal.getsignal(number) is before
     train(asked)
     assert same(tmp_path / "run", undisturbed)
+
+
+def test_several_processes_stop_together_between_two_lines_and_go_on_from_there(packed: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"gpus": 2, "steps": 16, "log_every": 8, "checkpoint_every": 1000}
+    whole = train(config(packed, tmp_path / "whole", **options)).path
+    asked = config(packed, tmp_path / "run", **options)
+    with pytest.raises(InterruptedRunError, match="stopped at step 10; its state is saved"):
+        train(asked, Signal(signal.SIGTERM))  # of the first process alone, after the line of step 8
+    assert kept(tmp_path / "run") == [10]
+    train(asked)
+    assert same(tmp_path / "run", whole)
+
+
+def test_a_log_between_two_lines_goes_on_with_other_ranks() -> None:
+    saved = {"total": [1.0, 2.0, 3.0, 4.0, 5.0, 3.0, 2.0, 1.0, 4.0, 5.0], "count": 2, "lost": 1}
+    cpu = torch.device("cpu")
+    assert Tally.of(saved, cpu, Ranks(rank=1, world=2)).to_dict()["total"] == saved["total"][5:]
+    assert Tally.of(saved, cpu, Ranks()).to_dict() == {"total": [2.0, 2.0, 2.0, 4.0, 5.0], "count": 2, "lost": 1}
+    one = {"total": [1.0, 2.0, 3.0, 4.0, 5.0], "count": 2, "lost": 1}
+    assert Tally.of(one, cpu, Ranks(rank=1, world=2)).to_dict() == one
 
 
 @pytest.mark.slow
