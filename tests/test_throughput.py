@@ -35,6 +35,18 @@ def test_blocks_are_compiled_as_one_graph_and_only_for_a_gpu() -> None:
     assert names == list(random_model("sit-tiny/2").state_dict())
 
 
+def test_a_process_may_meet_many_shapes() -> None:
+    from torch._dynamo import reset
+
+    reset()
+    _, _, t, labels = batch()
+    model = random_model("sit-tiny/2").requires_grad_(False)
+    compile_blocks(model, CUDA, backend="eager")
+    for count in range(1, 13):
+        latents = torch.zeros(count, model.spec.channels, model.spec.input_size, model.spec.input_size)
+        assert len(model(latents, t[:1].expand(count), labels[:1].expand(count))) == count
+
+
 def test_compiling_is_for_a_gpu_with_a_lot_to_do() -> None:
     assert pays(CUDA, 8 * 1_281_167)
     assert not pays(CUDA, 1_000)
