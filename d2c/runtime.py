@@ -36,7 +36,7 @@ _SUMS = timedelta(minutes=30)
 """How long they wait within a step, where nobody works alone: a node that died must not leave the others spinning."""
 _SAVING = 300
 """Seconds in which a state is surely written: SiT-XL/2's 14.5 GB, to a slow disk."""
-_patient: list[dist.ProcessGroup] = []
+_patient: list[Any] = []
 """The group that waits for `_PATIENCE`, once `_join` made it; gloo's, since waiting in NCCL keeps a GPU busy."""
 
 
