@@ -34,6 +34,10 @@ class Run:
         """Whether the folder holds a run at all, so that it may be continued or replaced."""
         return (self.path / RUN).exists()
 
+    def compiled(self) -> bool:
+        """Whether the run that is here compiles its model."""
+        return bool(read_json(self.path / RUN)["identity"].get("compile"))
+
     def finished_steps(self) -> int:
         """Steps of a finished run; 0 where it has not finished."""
         done = self.path / DONE

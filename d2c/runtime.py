@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from d2c.errors import D2CError, InterruptedRunError, UsageError
 from formats.errors import FormatError, IntegrityError, VersionError
@@ -31,6 +32,12 @@ _alone: ContextVar[bool] = ContextVar("alone", default=False)
 _STOP = (signal.SIGTERM, signal.SIGUSR1)
 _PATIENCE = timedelta(days=7)
 """How long ranks wait for the one that works: training a scorer takes longer than torch's half hour."""
+_SUMS = timedelta(minutes=30)
+"""How long they wait within a step, where nobody works alone: a node that died must not leave the others spinning."""
+_SAVING = 300
+"""Seconds in which a state is surely written: SiT-XL/2's 14.5 GB, to a slow disk."""
+_patient: list[Any] = []
+"""The group that waits for `_PATIENCE`, once `_join` made it; gloo's, since waiting in NCCL keeps a GPU busy."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ def resolve_device(name: str) -> torch.device:
 
     Raises:
         D2CError: CUDA was asked for and torch sees none.
-        UsageError: the name is none of these.
+        UsageError: the name is none of these, or of a GPU that is not there or would serve several processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -76,7 +83,20 @@ def resolve_device(name: str) -> torch.device:
             found=f"--device {name}",
             hint="add --device cpu, or set D2C_DEVICE=cpu",
         )
-    return torch.device(name if ":" in name else f"cuda:{ranks().local % torch.cuda.device_count()}")
+    count, world = torch.cuda.device_count(), ranks().world
+    if ":" not in name:
+        return torch.device(f"cuda:{ranks().local % count}")
+    if world > 1:
+        raise UsageError(
+            "several processes cannot share one GPU",
+            found=f"--device {name} for {world} processes",
+            expected="--device cuda, of which each takes its own",
+        )
+    if int(name[5:]) >= count:
+        raise UsageError("there is no such GPU", found=f"--device {name}", expected=f"cuda:0 to cuda:{count - 1}")
+    # Streams, events and pinned memory that name no device are the current one's.
+    torch.cuda.set_device(torch.device(name))
+    return torch.device(name)
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
@@ -165,13 +185,33 @@ def once(action: Callable[[], T]) -> T | None:
         return action()
     _join()
     # At the entry too: nobody may look at what the first rank is about to change.
-    dist.barrier()
+    meet()
     token = _alone.set(True)
     try:
         return action() if here.main else None
     finally:
         _alone.reset(token)
-        dist.barrier()
+        meet()
+
+
+def meet() -> None:
+    """Wait for the other ranks, for as long as one of them works alone; alone, do nothing."""
+    if ranks().world > 1:
+        dist.barrier(group=_patient[0])
+
+
+def told(values: Tensor) -> Tensor:
+    """What each rank brings: float32 [...] on the CPU -> [ranks, ...]. They wait for one another as in `meet`."""
+    if ranks().world == 1:
+        return values[None]
+    found = [torch.empty_like(values) for _ in range(ranks().world)]
+    dist.all_gather(found, values, group=_patient[0])
+    return torch.stack(found)
+
+
+def any_of(wish: bool) -> bool:
+    """Whether any rank wishes it; they wait for one another as in `meet`."""
+    return bool(told(torch.tensor([float(wish)])).any())
 
 
 def launch(worker: Callable[[Ranks, Any], None], argument: Any, *, workers: int, device: torch.device) -> None:
@@ -186,9 +226,9 @@ def launch(worker: Callable[[Ranks, Any], None], argument: Any, *, workers: int,
     here = ranks()
     if here.world > 1:
         _join()
-        dist.barrier()
+        meet()
         worker(here, argument)
-        dist.barrier()
+        meet()
     elif workers <= 1:
         worker(Ranks(), argument)
     else:
@@ -205,6 +245,8 @@ def _spawn(worker: Callable[[Ranks, Any], None], argument: Any, workers: int, de
             found=f"--gpus {workers}",
             expected=f"at most {torch.cuda.device_count()}",
         )
+    # Workers have that long to save their state on SIGTERM; an older torch kills them after 30 s whatever one says.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SAVING))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -231,6 +273,8 @@ def _time(failure: Any) -> float:
 
 
 def _child(worker: Callable[[Ranks, Any], None], argument: Any, folder: str) -> None:
+    # Ctrl-C ends a worker even where it waits for a GPU, rather than when torch's patience with workers ends.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     _join()
     try:
         worker(ranks(), argument)
@@ -239,8 +283,8 @@ def _child(worker: Callable[[Ranks, Any], None], argument: Any, folder: str) -> 
         if not _lost_peer(error):
             _tell(Path(folder), error)
         raise
-    finally:
-        dist.destroy_process_group()
+    # Not after a failure: NCCL would wait for peers that wait for this rank in a sum, and nobody would see it fail.
+    dist.destroy_process_group()
 
 
 def _lost_peer(error: Exception) -> bool:
@@ -282,6 +326,7 @@ def _join() -> None:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks().local % torch.cuda.device_count())
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=_SUMS)
     else:
-        dist.init_process_group("gloo", timeout=_PATIENCE)
+        dist.init_process_group("gloo", timeout=_SUMS)
+    _patient[:] = [dist.new_group(backend="gloo", timeout=_PATIENCE)]

@@ -24,6 +24,7 @@ from d2c.score_plan import LATE
 from d2c.sit import model_spec
 from d2c.sources import Source
 from d2c.steps import Step, run_step
+from d2c.throughput import pays
 from d2c.workspace import Workspace
 from formats.files import read_json, write_json
 from formats.hashing import xxh3_json
@@ -251,6 +252,8 @@ def plan_scorer(request: ScoreRequest, source: Source, codec: str, size: int) ->
         "seed": request.seed,
         "source": source.digest,
     }
+    if not request.compile and pays(device, plain.steps * plain.batch_size):
+        asked["compile"] = False  # where it would be compiled, its weights differ
     folder = Workspace(request.workspace).scorer / xxh3_json(asked)[:8]
     return ScorerPlan(
         folder=folder,
@@ -285,6 +288,7 @@ def _train_scorer(
         model=scorer.model,
         recipe=scorer.recipe,
         precision=request.precision,
+        compile=request.compile,
         seed=request.seed,
         threads=1,
         watch_every=scorer.recipe.steps,

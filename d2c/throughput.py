@@ -20,6 +20,9 @@ T = TypeVar("T")
 _COMPILED = 200_000
 """Images from which on compiling pays: it takes about a minute, in which a small model sees more, a large one fewer."""
 
+_SHAPES = 64
+"""Programs of a block, one for each shape, precision and model, that a process may need."""
+
 
 def compile_blocks(model: SiT, device: torch.device, backend: str = "inductor") -> None:
     """Compile the transformer's blocks in place, on a GPU; they share one program for each shape of a batch.
@@ -27,6 +30,11 @@ def compile_blocks(model: SiT, device: torch.device, backend: str = "inductor") 
     Block by block, not as a whole: XL then compiles in the time of one block, and ``hidden`` gains too.
     """
     if device.type == "cuda":
+        from torch._dynamo import config
+
+        # Past this number, which all models of a process share, a new shape is an error; torch's own is 8.
+        name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+        setattr(config, name, max(getattr(config, name), _SHAPES))
         for block in model.blocks:
             block.compile(fullgraph=True, dynamic=False, backend=backend)
 
@@ -64,7 +72,7 @@ class Coming:
             self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._host.copy_(values, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(values.device))
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """The values in host memory."""

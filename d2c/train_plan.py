@@ -191,6 +191,10 @@ def plan(config: TrainingConfig) -> Plan:
             hint=f"use a /{latent['size'] // vision['grid']} model, or attach again with --grid {spec.grid}",
         )
     device = runtime.resolve_device(config.device)
+    earlier = Run(config.out)
+    replaced = config.overwrite and earlier.exists()
+    # More steps continue a run as it began: whether compiling pays is asked of a new one alone.
+    pay = pays(device, recipe.steps * recipe.batch_size) if replaced or not earlier.exists() else earlier.compiled()
     identity = {
         "content_id": artifact.content_id,
         "model": spec.name,
@@ -199,14 +203,12 @@ def plan(config: TrainingConfig) -> Plan:
         "seed": config.seed,
         "log_every": config.log_every,
         **({"threads": config.threads} if config.threads and device.type == "cpu" else {}),
-        **({"compile": True} if config.compile and pays(device, recipe.steps * recipe.batch_size) else {}),
+        **({"compile": True} if config.compile and pay else {}),
     }
     if config.patience is not None:
         # When it stops follows from these.
         asked = {"patience": config.patience, "watch_every": config.watch_every}
         identity |= {**asked, "held_out": open_source(str(config.held_out), labels="none").digest}
-    earlier = Run(config.out)
-    replaced = config.overwrite and earlier.exists()
     there = not replaced and earlier.matches(identity)
     done = there and (earlier.finished_steps() == recipe.steps or bool(earlier.stopped()))
     world = max(runtime.ranks().world, config.gpus)

@@ -7,6 +7,8 @@ shared out, so that a resumed run repeats an undisturbed one and any number of r
 from __future__ import annotations
 
 import contextlib
+import gc
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -136,9 +138,15 @@ class Trainer:
         """
         work = self._work(step)
         try:
-            denoising, alignment = self._backward(work, step)
+            return self._step(work, step)
         except torch.OutOfMemoryError as error:
-            raise self._too_large(work, step, error) from error
+            # What was computed until then lives on in these frames, and trying what fits needs the memory.
+            traceback.clear_frames(error.__traceback__)
+            message = str(error)
+        raise self._too_large(work, step, message)
+
+    def _step(self, work: _Work, step: int) -> Tensor:
+        denoising, alignment = self._backward(work, step)
         scaler, optimizer, model = self.parts.scaler, self.parts.optimizer, self.parts.model
         scaler.unscale_(optimizer)
         norm = sharding.whole(nn.utils.clip_grad_norm_(model.parameters(), self.settings.recipe.clip_norm))
@@ -224,7 +232,7 @@ class Trainer:
         wrapped = self.wrapped
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
 
-    def _too_large(self, work: _Work, step: int, error: torch.OutOfMemoryError) -> D2CError:
+    def _too_large(self, work: _Work, step: int, message: str) -> D2CError:
         tried = min(self.settings.micro_batch or len(work), len(work))
         if self.settings.shard:
             # Finding out what fits would take the other ranks' rows, and these do not know of it.
@@ -236,17 +244,25 @@ class Trainer:
             hint = f"not even one image fits: use {'--shard yes or ' * (self.ranks.world > 1)}a smaller model"
         return D2CError(
             "a GPU's memory is too small for its part of the batch",
-            found=f"{tried} images at once; {str(error).splitlines()[0]}",
+            found=f"{tried} images at once; {message.splitlines()[0]}",
             hint=hint,
         )
 
     def _fits(self, work: _Work, step: int) -> bool:
+        """Whether these images can be computed at once. Afterwards nothing can be trained any more."""
+        parameters = [parameter for group in self.parts.optimizer.param_groups for parameter in group["params"]]
         self.parts.optimizer.zero_grad(set_to_none=True)
+        # Of the bare model: after a failed pass the wrapper, and its buckets, wait for gradients that never come.
+        self.wrapped = self.model
+        gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         try:
-            with self._no_sync():
-                torch.autograd.backward(torch.stack(self.losses(work, step)).sum())
+            for parameter in parameters:
+                parameter.grad = torch.zeros_like(parameter)
+            self.parts.optimizer.step()  # before the first step there are no moments
+            # Unlike backward, this does not call the wrapper's hooks.
+            torch.autograd.grad(torch.stack(self.losses(work, step)).sum(), parameters, allow_unused=True)
         except torch.OutOfMemoryError:
             return False
         return True
@@ -259,7 +275,7 @@ is not finite), whether the losses count, and whether the step was skipped."""
 
 @dataclass
 class Tally:
-    """`STATS` summed since the last line of the log, float32 [5] on the device, of ``count`` steps.
+    """A rank's `STATS` summed since the last line of the log, float32 [5] on the device, of ``count`` steps.
 
     ``lost``: steps in a row, up to that line, that all went wrong.
     """
@@ -269,29 +285,33 @@ class Tally:
     lost: int = 0
 
     @staticmethod
-    def of(saved: Mapping[str, Any] | None, device: torch.device) -> Tally:
+    def of(saved: Mapping[str, Any] | None, device: torch.device, ranks: Ranks) -> Tally:
         """As `to_dict` gave it, or empty."""
         kept = saved or {"total": [0.0] * len(STATS), "count": 0, "lost": 0}
-        return Tally(torch.tensor(kept["total"], device=device), kept["count"], kept["lost"])
+        totals = torch.tensor(kept["total"]).view(-1, len(STATS))
+        # Other ranks than these once shared the steps: of the mean, all together give the same line.
+        own = totals[ranks.rank] if len(totals) == ranks.world else totals.mean(0)
+        return Tally(own.to(device), kept["count"], kept["lost"])
 
     def to_dict(self) -> dict[str, Any]:
-        """For a checkpoint between two lines."""
-        return {"total": self.total.tolist(), "count": self.count, "lost": self.lost}
+        """For a checkpoint between two lines: the totals of all ranks, one after the other. Every rank calls this."""
+        totals = runtime.told(self.total.cpu())
+        return {"total": totals.flatten().tolist(), "count": self.count, "lost": self.lost}
 
     def add(self, stats: Tensor) -> None:
         """Count one step."""
         self.total += stats
         self.count += 1
 
-    def line(self, step: int, ranks: Ranks, *, asked: bool, due: bool) -> tuple[dict[str, Any], bool, bool]:
-        """The line for the log, over all ranks, and whether any of them was ``asked`` to stop or is ``due`` to save.
+    def line(self, step: int, ranks: Ranks, *, due: bool) -> tuple[dict[str, Any], bool]:
+        """The line for the log, over all ranks, and whether any of them is ``due`` to save.
 
-        Ranks do both together, though their clocks differ. The tally starts anew.
+        Ranks do that together, though their clocks differ. The tally starts anew.
         """
-        sums = torch.cat([self.total, self.total.new_tensor([float(asked), float(due)])])
+        sums = torch.cat([self.total, self.total.new_tensor([float(due)])])
         if ranks.world > 1:
             dist.all_reduce(sums)
-        denoising, alignment, norm, counted, skipped, stops, saves = sums.tolist()
+        denoising, alignment, norm, counted, skipped, saves = sums.tolist()
         steps = self.count * ranks.world
         line = {
             "step": step,
@@ -304,7 +324,7 @@ class Tally:
         useless = counted == 0 or skipped == steps
         self.total.zero_()
         self.count, self.lost = 0, self.lost + self.count if useless else 0
-        return line, stops > 0, saves > 0
+        return line, saves > 0
 
 
 def _mean(total: float, count: float) -> float | None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from d2c import checkpoint, runtime, sharding
 from d2c.errors import InterruptedRunError
@@ -20,6 +19,7 @@ from d2c.runs import CHECKPOINTS, DONE, WEIGHTS, Run
 from d2c.runtime import Ranks
 from d2c.train_plan import Plan, TrainingConfig, multiple, plan
 from d2c.trainer import Settings, Tally, Trainer
+from d2c.transport import objective_for
 from d2c.watching import Watch
 from formats import Artifact, open_artifact
 from formats.files import read_json, remove_tree
@@ -30,6 +30,8 @@ _FEW_TOKENS = 1024
 """Tokens of a batch below which a second CPU thread costs time (tiny/2: 37 ms a step on one thread, 63 on two)."""
 _SMALLEST_SCALE = 2.0**-14
 """Of fp16's gradients: one that shrinks below this means that every step overflows."""
+_HEED = 5
+"""Steps between which several ranks ask one another for signals: in host memory, so that no GPU runs out of work."""
 _LOST = 10
 """Steps in a row without a finite gradient after which a run has diverged; a few are only skipped."""
 
@@ -105,29 +107,28 @@ def _train(ranks: Ranks, job: tuple[Plan, Progress]) -> None:
     config, device = plan.config, runtime.resolve_device(plan.config.device)
     with runtime.cpu_threads(device, _threads(plan, ranks)):
         artifact = open_artifact(config.artifact)
-        settings = replace(step_settings(plan), shard=_agreed(plan.sharding.on, ranks))
-        trainer = Trainer.build(settings, artifact, device, ranks)
-        if not ranks.main:
-            _loop(plan, trainer, None, Silent())
-            return
-        watch = _watch(plan, trainer, artifact, progress)
+        # Nodes may have GPUs of different sizes.
+        settings = replace(step_settings(plan), shard=runtime.any_of(plan.sharding.on))
+        # What may fail on the first rank alone comes before the model: the others are not in a sum with it yet.
+        watch = runtime.once(lambda: _watch(plan, artifact, device, progress))
         try:
-            _loop(plan, trainer, watch, progress)
+            trainer = Trainer.build(settings, artifact, device, ranks)
+            _loop(plan, trainer, watch, progress if ranks.main else Silent())
         finally:
-            watch.close()
+            if watch is not None:
+                watch.close()
 
 
-def _watch(plan: Plan, trainer: Trainer, artifact: Artifact, progress: Progress) -> Watch:
-    config, run = plan.config, Run(plan.config.out)
-    common: dict[str, Any] = {"seed": config.seed, "device": trainer.device}
+def _watch(plan: Plan, artifact: Artifact, device: torch.device, progress: Progress) -> Watch:
+    config, run, objective = plan.config, Run(plan.config.out), objective_for(plan.spec.objective)
+    common: dict[str, Any] = {"seed": config.seed, "device": device}
     clock = None
     if config.held_out is not None:
         text = plan.spec.text_dim is not None
-        clock = Clock.open(artifact, config.held_out, trainer.objective, text=text, **common)
+        clock = Clock.open(artifact, config.held_out, objective, text=text, **common)
     writers = open_writers(config.log_to, run.path, plan.identity)
     return Watch.open(
-        run, artifact, plan.spec, trainer.objective, clock=clock, writers=writers, progress=progress,
-        **common,
+        run, artifact, plan.spec, objective, clock=clock, writers=writers, progress=progress, **common
     )  # fmt: skip
 
 
@@ -137,7 +138,7 @@ def _loop(plan: Plan, trainer: Trainer, watch: Watch | None, progress: Progress)
     first, found = checkpoint.resume(run.path / CHECKPOINTS, parts)
     if ranks.main:
         run.forget_after(first)
-    tally, taken = Tally.of(found.get("tally"), trainer.device), first
+    tally, taken = Tally.of(found.get("tally"), trainer.device, ranks), first
     # A kill may have come between the last look and the end that followed from it.
     stopped = _impatient(plan, ranks)
     clock = _SaveClock(config)
@@ -152,12 +153,12 @@ def _loop(plan: Plan, trainer: Trainer, watch: Watch | None, progress: Progress)
         begun = time.perf_counter()
         for taken in range(first + 1, first + 1 if stopped else last + 1):
             tally.add(trainer.step(taken - 1))
-            # Several ranks must leave at the same step, and can agree on it only where they meet.
-            leave = ranks.world == 1 and asked()
+            # Several ranks must leave at the same step.
+            leave = (ranks.world == 1 or taken % _HEED == 0) and runtime.any_of(asked())
             saves = False
             if taken % config.log_every == 0 or taken == last:
                 count = tally.count
-                line, leave, saves = tally.line(taken, ranks, asked=asked(), due=clock.due(taken))
+                line, saves = tally.line(taken, ranks, due=clock.due(taken))
                 if _diverged(plan, tally, parts.scaler.get_scale()):
                     raise run.diverged(plan.identity, taken)
                 if watch is not None:
@@ -172,15 +173,18 @@ def _loop(plan: Plan, trainer: Trainer, watch: Watch | None, progress: Progress)
             if leave or stopped or taken == last or saves:
                 seconds = clock.restart()
                 facts = {"content_id": plan.identity["content_id"], "tally": tally.to_dict()}
+                _written(saver)
                 saver.save(parts.state(taken, facts))
                 if ranks.main:
                     run.spend(seconds * ranks.world, step=taken, device=trainer.device.type)
             if stopped:
                 break
             if leave and taken != last:
+                _written(saver)
                 raise InterruptedRunError(
                     f"stopped at step {taken:,}; its state is saved", where=run.path, hint="run the same command again"
                 )
+    runtime.meet()  # the first rank has waited for its last state
     weights = sharding.host_copies(parts.ema.state_dict(), keep=ranks.main)
     if ranks.main:
         checkpoint.save_tensors(run.path / WEIGHTS, weights, {"step": taken})
@@ -193,6 +197,12 @@ def _look(trainer: Trainer, watch: Watch | None, step: int) -> None:
     with trainer.averaged() as model:
         if watch is not None and model is not None:
             watch.look(step, model)
+
+
+def _written(saver: checkpoint.Saver) -> None:
+    # The others wait for the first rank's disk here, not in the sums of the next step; nor do they end before it.
+    saver.wait()
+    runtime.meet()
 
 
 class _SaveClock:
@@ -212,25 +222,16 @@ class _SaveClock:
         return self._started - before
 
 
-def _agreed(shard: bool, ranks: Ranks) -> bool:
-    """Whether any rank wants to: nodes may have GPUs of different sizes."""
-    wants = torch.tensor([float(shard)])
-    if ranks.world > 1:
-        dist.all_reduce(wants)
-    return bool(wants)
-
-
 def _impatient(plan: Plan, ranks: Ranks) -> str:
-    """Why to stop here, on every rank alike; empty where there is no reason."""
+    """Why to stop here, on every rank alike; empty where there is no reason.
+
+    The others wait here until the first rank has looked.
+    """
     patience = plan.config.patience
-    if patience is None:
+    enough = ranks.main and patience is not None and since_lowest(Run(plan.config.out).readings()) >= patience
+    if not runtime.any_of(enough):
         return ""
-    enough = torch.zeros(1)
-    if ranks.main:
-        enough += since_lowest(Run(plan.config.out).readings()) >= patience
-    if ranks.world > 1:
-        dist.broadcast(enough, src=0)
-    return f"the loss of held-out images has not been lower for {patience} readings" if enough else ""
+    return f"the loss of held-out images has not been lower for {patience} readings"
 
 
 def _diverged(plan: Plan, tally: Tally, scale: float) -> bool:

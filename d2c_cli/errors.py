@@ -165,5 +165,7 @@ def _of_torch(error: BaseException) -> Failure | None:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         first = str(error).splitlines()[0]
-        return Failure("OutOfMemory", "the GPU is out of memory", FAILURE, found=first, hint="lower --batch-size")
+        # The batch of a training is part of what it learns.
+        hint = "lower --batch-size; of d2c train, --micro-batch"
+        return Failure("OutOfMemory", "the GPU is out of memory", FAILURE, found=first, hint=hint)
     return None

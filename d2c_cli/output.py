@@ -15,6 +15,7 @@ from typing import Any
 
 import typer
 
+from d2c.errors import UsageError
 from d2c.progress import Progress
 from d2c_cli.progress import open_progress
 from d2c_cli.render import render, safe
@@ -37,7 +38,11 @@ class Output:
 
     @staticmethod
     def open(ctx: typer.Context) -> Output:
-        """Take the output options from the context, and echo the resolved options on stderr."""
+        """Take the output options from the context, and echo the resolved options on stderr.
+
+        Raises:
+            UsageError: several processes are to share one GPU.
+        """
         names = [param.name for param in ctx.command.params if param.name not in _ABOUT_OUTPUT]
         config = {name: _plain(ctx.params[name]) for name in names if name}
         output = Output(
@@ -54,6 +59,13 @@ class Output:
         )
         if output.main and not output.as_json:
             typer.echo(safe(f"d2c {output.command}: {_resolved(ctx, config)}"), err=True)
+        # Here, since every command comes by before it begins anything.
+        if str(config.get("device")).startswith("cuda:") and (config.get("gpus") or 1) > 1:
+            raise UsageError(
+                "several processes cannot share one GPU",
+                found=f"--device {config['device']} --gpus {config['gpus']}",
+                expected="--device cuda, of which each takes its own",
+            )
         return output
 
     def show(self, facts: Mapping[str, Any], *, dry_run: bool = False, ok: bool = True) -> None:

@@ -119,3 +119,16 @@ def test_a_mistyped_command_or_option_gets_a_suggestion(typed: str, meant: str) 
     result = d2c(*typed.split())
     assert (result.exit_code, result.stdout) == (2, "")
     assert meant in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("line", ["score photos", "train photos --model sit-s/2", "pack --ratio 0.1", "sample photos"])
+@pytest.mark.parametrize("named", ["option", "environment"])
+def test_one_gpu_is_not_for_several_processes(
+    line: str, named: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("D2C_DEVICE", "cuda:0" if named == "environment" else "cpu")
+    result = d2c(*line.split(), "--gpus", "2", *(["--device", "cuda:0"] if named == "option" else []))
+    assert result.exit_code == 2
+    assert "several processes cannot share one GPU" in result.stderr
+    assert "--device cuda:0 --gpus 2" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,34 @@ def test_the_trained_scorer_does_not_depend_on_the_number_of_processes(tmp_path:
     one, _ = score_pipeline.score(request(image_folder, tmp_path / "1"))
     two, _ = score_pipeline.score(request(image_folder, tmp_path / "2", gpus=2))
     assert one.record.outputs == two.record.outputs
+
+
+def test_a_scorer_that_is_not_to_be_compiled_is_not_and_is_another_one_only_where_it_would_be(
+    tmp_path: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, asked = open_source(image_folder), request(image_folder, tmp_path / "workspace")
+    typed = replace(asked, compile=False)
+
+    def folder(request: ScoreRequest) -> Path:
+        return score_pipeline.plan_scorer(request, source, "rgb", 8).folder
+
+    plain = folder(asked)
+    assert folder(typed) == plain
+    monkeypatch.setattr(score_pipeline, "pays", lambda *_: True)  # of a GPU with a lot to do
+    assert folder(asked) == plain
+    assert folder(typed) != plain
+
+    trained: list[training.TrainingConfig] = []
+
+    def note(config: training.TrainingConfig) -> None:
+        trained.append(config)
+        raise ProcessLookupError
+
+    monkeypatch.setattr(training, "plan", note)
+    for wanted in (asked, typed):
+        with pytest.raises(ProcessLookupError):
+            score_pipeline.score(wanted)
+    assert [config.compile for config in trained] == [True, False]
 
 
 def test_the_scorer_is_trained_on_what_can_be_read(tmp_path: Path, image_folder: Path) -> None:

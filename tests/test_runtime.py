@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,24 @@ def killed(ranks: Ranks, folder: Path) -> None:
     torch.distributed.barrier()  # the other rank only learns that its peer has gone
 
 
+def leaving(ranks: Ranks, job: tuple[Path, bool]) -> None:
+    folder, fails = job
+    torch.distributed.destroy_process_group = (folder / f"{ranks.rank} left").touch
+    if fails and ranks.rank == 1:
+        raise ValueError
+
+
+def waiting(ranks: Ranks, folder: Path) -> None:
+    everybody = torch.distributed.group.WORLD
+    half_hour = everybody._get_backend(CPU).options._timeout
+    (folder / f"{ranks.rank}").write_text(f"{half_hour.total_seconds():.0f}")
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=1), everybody)
+    runtime.once(lambda: time.sleep(2))
+    assert runtime.told(torch.tensor([ranks.rank, 7.0])).tolist() == [[0, 7], [1, 7]]
+    assert runtime.any_of(ranks.rank == 1)
+    assert not runtime.any_of(False)
+
+
 def launch(worker: object, folder: Path, workers: int = 2) -> None:
     runtime.launch(worker, folder, workers=workers, device=CPU)  # type: ignore[arg-type]  # one name for all of the above
 
@@ -74,6 +94,42 @@ def test_a_killed_worker_is_said_with_what_to_do(tmp_path: Path) -> None:
         launch(killed, tmp_path)
 
 
+def test_a_rank_that_failed_does_not_wait_for_the_others_to_leave_the_group(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="ValueError"):
+        runtime.launch(leaving, (tmp_path, True), workers=2, device=CPU)
+    assert not (tmp_path / "1 left").exists()
+    runtime.launch(leaving, (tmp_path, False), workers=2, device=CPU)
+    assert (tmp_path / "1 left").exists()
+
+
+def test_ranks_wait_long_for_one_that_works_alone_and_not_for_one_that_is_lost_in_a_step(tmp_path: Path) -> None:
+    launch(waiting, tmp_path)
+    assert [(tmp_path / name).read_text() for name in "01"] == ["1800", "1800"]
+
+
+def test_workers_have_time_to_save_their_state_when_the_job_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed.launcher import api
+
+    if not hasattr(api.LaunchConfig, "shutdown_timeout"):
+        pytest.skip("this torch always waits 30 s")
+    seconds: list[int] = []
+    monkeypatch.setattr(api, "elastic_launch", lambda config, _: lambda *_: seconds.append(config.shutdown_timeout))
+    for own in ("20", None):
+        monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", own or "")
+        if own is None:
+            monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+        launch(touch, tmp_path)
+    assert seconds == [20, 300]
+
+
+def test_alone_nobody_is_waited_for() -> None:
+    runtime.meet()
+    assert runtime.told(torch.tensor([1.0, 2.0])).tolist() == [[1, 2]]
+    assert [runtime.any_of(wish) for wish in (True, False)] == [True, False]
+
+
 def test_devices_are_checked_by_name() -> None:
     assert runtime.resolve_device("cpu") == CPU
     with pytest.raises(UsageError, match="auto, cpu, cuda"):
@@ -84,6 +140,34 @@ def test_devices_are_checked_by_name() -> None:
 def test_asking_for_a_gpu_that_is_not_there_names_the_way_out() -> None:
     with pytest.raises(D2CError, match="--device cpu"):
         runtime.resolve_device("cuda")
+
+
+@pytest.fixture
+def current(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """A machine with two GPUs, and what was made the current one there."""
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    return chosen
+
+
+def test_a_gpu_that_is_named_becomes_the_current_one(current: list[torch.device]) -> None:
+    assert runtime.resolve_device("cuda") == torch.device("cuda:0")
+    assert not current  # a parent of several processes takes no memory there
+    assert runtime.resolve_device("cuda:1") == torch.device("cuda:1")
+    assert current == [torch.device("cuda:1")]
+    with pytest.raises(UsageError, match=r"no such GPU(.|\n)*cuda:0 to cuda:1"):
+        runtime.resolve_device("cuda:2")
+
+
+@pytest.mark.usefixtures("current")
+def test_several_processes_take_a_gpu_each_and_never_one_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "4"), ("RANK", "3"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert runtime.resolve_device("cuda") == runtime.resolve_device("auto") == torch.device("cuda:1")
+    with pytest.raises(UsageError, match=r"cannot share one GPU(.|\n)*--device cuda:0 for 4 processes"):
+        runtime.resolve_device("cuda:0")
 
 
 def test_seeds_follow_their_parts_and_their_order() -> None:

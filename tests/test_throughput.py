@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,6 +33,18 @@ def test_blocks_are_compiled_as_one_graph_and_only_for_a_gpu() -> None:
     assert torch.allclose(model(latents, t, labels), want)
     assert torch.allclose(half.float(), want, atol=0.1 * float(want.abs().max()))
     assert names == list(random_model("sit-tiny/2").state_dict())
+
+
+def test_a_process_may_meet_many_shapes() -> None:
+    from torch._dynamo import reset
+
+    reset()
+    _, _, t, labels = batch()
+    model = random_model("sit-tiny/2").requires_grad_(False)
+    compile_blocks(model, CUDA, backend="eager")
+    for count in range(1, 13):
+        latents = torch.zeros(count, model.spec.channels, model.spec.input_size, model.spec.input_size)
+        assert len(model(latents, t[:1].expand(count), labels[:1].expand(count))) == count
 
 
 def test_compiling_is_for_a_gpu_with_a_lot_to_do() -> None:
@@ -74,6 +88,15 @@ def test_each_item_waits_for_the_next_ones_work_on_a_gpu_alone() -> None:
 def test_values_come_and_go_unchanged() -> None:
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     assert np.array_equal(Coming(to_device(values, CPU)).numpy(), values)
+
+
+def test_values_on_their_way_are_waited_for_on_their_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda *stream: recorded.append(stream)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: SimpleNamespace(copy_=lambda *_, **__: None))
+    Coming(SimpleNamespace(device=torch.device("cuda:1"), shape=(2,), dtype=torch.float32))  # type: ignore[arg-type]
+    assert recorded == [("stream of cuda:1",)]
 
 
 @needs_gpu

@@ -15,7 +15,7 @@ import torch
 from conftest import pack_request
 from killing import run_and_kill
 
-from d2c import checkpoint, pipeline, training
+from d2c import checkpoint, pipeline, train_plan, training
 from d2c.errors import D2CError, UsageError
 from d2c.generator import Generator
 from d2c.progress import Bar, Progress, Silent
@@ -103,6 +103,24 @@ def test_more_steps_continue_a_finished_run_as_if_it_had_never_stopped(
     train(config(packed, tmp_path / "run", steps=8))
     result = train(config(packed, tmp_path / "run", steps=12))
     assert (result.path / WEIGHTS).read_bytes() == (undisturbed / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_more_steps_continue_a_run_whether_or_not_compiling_would_now_pay(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    monkeypatch.setattr(train_plan, "pays", lambda _, images: (images > 2 * 6) != compiled)  # of a GPU
+    train(config(packed, tmp_path / "run", steps=2))
+    plan = training.plan(config(packed, tmp_path / "run", steps=4))
+    assert plan.compile == compiled
+    assert training.run(plan).steps == 4
+    assert training.plan(config(packed, tmp_path / "run", steps=4, overwrite=True)).compile != compiled
+    plain = config(packed, tmp_path / "run", steps=6, compile=False)
+    if compiled:
+        with pytest.raises(D2CError, match="compile: True -> none"):
+            training.plan(plain)
+    else:
+        assert not training.plan(plain).compile
 
 
 def test_a_finished_run_is_left_alone(packed: Path, undisturbed: Path) -> None:

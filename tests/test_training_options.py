@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,17 @@ from PIL import Image
 from test_training import Between, config, kept, train
 from torch import Tensor
 
-from d2c import checkpoint, log_writers, memorisation, training
+from d2c import checkpoint, log_writers, memorisation, runtime, training
 from d2c.errors import D2CError, InterruptedRunError, UsageError
 from d2c.generator import Generator
 from d2c.memorisation import Clock, since_lowest
 from d2c.progress import Silent
 from d2c.runs import CURVES, DONE, READINGS, SAMPLES, STATS, WEIGHTS, Run
+from d2c.runtime import Ranks
 from d2c.sampling import SamplerConfig
-from d2c.trainer import Trainer
+from d2c.trainer import Tally, Trainer
 from d2c.transport import Velocity
+from d2c.watching import Watch
 from formats import open_artifact
 from formats.files import read_json
 
@@ -88,21 +91,6 @@ def test_a_batch_in_pieces_is_the_same_step(packed: Path, tmp_path: Path, undist
         config(packed, tmp_path, micro_batch=0)
 
 
-def test_out_of_memory_names_what_fits(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = Trainer.losses
-
-    def limited(self: Trainer, work: Any, step: int) -> Losses:
-        if len(work) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
-        return losses(self, work, step)
-
-    monkeypatch.setattr(Trainer, "losses", limited)
-    asked = config(packed, tmp_path / "run", numbers={"batch_size": 8})
-    with pytest.raises(D2CError, match=r"too small(.|\n)*8 images at once(.|\n)*--micro-batch 2 "):
-        train(asked)
-    train(config(packed, tmp_path / "run", numbers={"batch_size": 8}, micro_batch=2))
-
-
 # Signals
 
 
@@ -135,6 +123,26 @@ def test_a_signal_saves_the_state_and_the_run_goes_on_from_there(
     assert signal.getsignal(number) is before
     train(asked)
     assert same(tmp_path / "run", undisturbed)
+
+
+def test_several_processes_stop_together_between_two_lines_and_go_on_from_there(packed: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"gpus": 2, "steps": 16, "log_every": 8, "checkpoint_every": 1000}
+    whole = train(config(packed, tmp_path / "whole", **options)).path
+    asked = config(packed, tmp_path / "run", **options)
+    with pytest.raises(InterruptedRunError, match="stopped at step 10; its state is saved"):
+        train(asked, Signal(signal.SIGTERM))  # of the first process alone, after the line of step 8
+    assert kept(tmp_path / "run") == [10]
+    train(asked)
+    assert same(tmp_path / "run", whole)
+
+
+def test_a_log_between_two_lines_goes_on_with_other_ranks() -> None:
+    saved = {"total": [1.0, 2.0, 3.0, 4.0, 5.0, 3.0, 2.0, 1.0, 4.0, 5.0], "count": 2, "lost": 1}
+    cpu = torch.device("cpu")
+    assert Tally.of(saved, cpu, Ranks(rank=1, world=2)).to_dict()["total"] == saved["total"][5:]
+    assert Tally.of(saved, cpu, Ranks()).to_dict() == {"total": [2.0, 2.0, 2.0, 4.0, 5.0], "count": 2, "lost": 1}
+    one = {"total": [1.0, 2.0, 3.0, 4.0, 5.0], "count": 2, "lost": 1}
+    assert Tally.of(one, cpu, Ranks(rank=1, world=2)).to_dict() == one
 
 
 @pytest.mark.slow
@@ -173,6 +181,20 @@ def test_the_command_stops_with_the_code_of_those_who_may_come_again(
     assert not (tmp_path / "run" / DONE).exists()
     subprocess.run(command(tmp_path / "run"), check=True, capture_output=True, env=environment)
     assert same(tmp_path / "run", tmp_path / "whole")
+
+
+def slowly(ranks: Ranks, plan: training.Plan) -> None:
+    """A rank that looks for longer than the others would wait within a step."""
+    torch.distributed.distributed_c10d._set_pg_timeout(timedelta(seconds=2), torch.distributed.group.WORLD)
+    Watch.look = lambda self, step, averaged: time.sleep(3 * (step == 2))  # type: ignore[method-assign]
+    training._train(ranks, (plan, Silent()))
+
+
+def test_ranks_wait_for_the_one_that_looks(packed: Path, tmp_path: Path) -> None:
+    plan = training.plan(config(packed, tmp_path / "run", steps=4, watch_every=2, gpus=2))
+    training._open_run(plan)
+    runtime.launch(slowly, plan, workers=2, device=torch.device("cpu"))
+    assert Run(tmp_path / "run").finished_steps() == 4
 
 
 # Watching
@@ -322,6 +344,8 @@ def test_a_log_that_is_not_installed_says_how_to_get_it(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
+    # Told before there is a model, in whose sums other ranks would wait.
+    monkeypatch.setattr(Trainer, "build", lambda *_: pytest.fail("a model was built"))
     with pytest.raises(UsageError, match=r"wandb is not installed(.|\n)*d2c-toolkit\[wandb\]"):
         train(config(packed, tmp_path / "run", log_to=("wandb",)))
     with pytest.raises(UsageError, match="tensorboard, wandb"):
