@@ -149,6 +149,7 @@ def plan(config: TrainingConfig) -> Plan:
             "the recipe trains another objective than the model's",
             found=f"--model {config.model} --recipe {recipe.name}",
             expected=f"a {family}-... model",
+            hint="--recipe dit for a DiT, or any recipe with --set objective=eps (DiT) or objective=velocity (SiT)",
         )
     spec = model_spec(
         config.model,

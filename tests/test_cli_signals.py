@@ -31,11 +31,20 @@ def _sigint_is_heard() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def start(home: Path) -> subprocess.Popen[str]:
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    for index in range(24):
+        path = tmp_path / "photos" / "ab"[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 10 * index, np.uint8)).save(path)
+    return tmp_path
+
+
+def start(home: Path, *more: str) -> subprocess.Popen[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [sys.executable, "-m", "d2c_cli", *SCORE.split()], cwd=home, env=env, stdout=pipe, stderr=pipe, text=True
+        [sys.executable, "-m", "d2c_cli", *SCORE.split(), *more], cwd=home, env=env, stdout=pipe, stderr=pipe, text=True
     )
 
 
@@ -44,9 +53,9 @@ def has_logged(home: Path, since: int) -> bool:
     return any(log.st_size and log.st_mtime_ns > since for log in logs)
 
 
-def stop(home: Path, number: signal.Signals) -> tuple[int, dict[str, str], str]:
+def stop(home: Path, number: signal.Signals, *more: str) -> tuple[int, dict[str, str], str]:
     """Run until training has logged its first steps, then send the signal."""
-    began, process = time.time_ns(), start(home)
+    began, process = time.time_ns(), start(home, *more)
     while not has_logged(home, began) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
@@ -56,19 +65,14 @@ def stop(home: Path, number: signal.Signals) -> tuple[int, dict[str, str], str]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_sigint_is_heard")
-def test_a_stopped_run_says_so_in_one_line_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for index in range(24):
-        path = tmp_path / "photos" / "ab"[index % 2] / f"{index}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((8, 8, 3), 10 * index, np.uint8)).save(path)
-
-    code, error, errors = stop(tmp_path, signal.SIGINT)
+def test_a_stopped_run_says_so_in_one_line_and_goes_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, error, errors = stop(home, signal.SIGINT)
     assert code == 130
     assert errors.splitlines()[-1] == "interrupted: run the same command again to resume"
     assert error["kind"] == "Interrupted"
     assert "Traceback" not in errors
 
-    code, error, errors = stop(tmp_path, signal.SIGTERM)
+    code, error, errors = stop(home, signal.SIGTERM)
     assert code == 75
     *_, what, where, hint = errors.splitlines()
     assert re.fullmatch(r"error: stopped at step \d+; its state is saved", what)
@@ -76,8 +80,19 @@ def test_a_stopped_run_says_so_in_one_line_and_goes_on(tmp_path: Path, monkeypat
     assert hint == "  try: run the same command again"
     assert "Traceback" not in errors
 
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(home)
     rerun = CliRunner().invoke(app, SCORE.split(), prog_name="d2c", catch_exceptions=False)
     assert rerun.exit_code == 0, rerun.stderr
     assert [step["ran"] for step in json.loads(rerun.stdout)["steps"]] == [True, True]
     assert json.loads(rerun.stdout)["images"] == 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_scheduler_that_warns_the_parent_of_several_processes_finds_their_state_saved(
+    home: Path, number: signal.Signals
+) -> None:
+    code, error, errors = stop(home, number, "--gpus", "2")
+    assert code == 75, errors
+    assert number.name in error["what"] or "its state is saved" in error["what"]
+    assert list(home.glob("d2c-workspace/scorer/*/run/checkpoints/*.safetensors"))
