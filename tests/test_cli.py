@@ -105,9 +105,13 @@ def test_an_option_is_the_same_wherever_it_occurs() -> None:
             if param.param_type_name == "option":
                 assert param.envvar == "D2C_" + param.opts[0].lstrip("-").upper().replace("-", "_")
                 seen.setdefault(param.opts[0], set()).add(str(param.metavar))
-    # Statistics and comparisons are the results that are a single file.
     several = {option: units for option, units in seen.items() if len(units) > 1}
-    assert several == {"--out": {"DIR", "FILE.npz", "FILE.html"}}
+    assert several == {
+        # Statistics and comparisons are the results that are a single file.
+        "--out": {"DIR", "FILE.npz", "FILE.html"},
+        # What samples can also do as the official samplers do.
+        "--precision": {"auto|fp32|bf16|fp16", "auto|fp32|tf32|bf16|fp16"},
+    }
     for option in (
         "--workspace --out --device --gpus --ratio --per-class --method --interval --container --model --recipe "
         "--steps --batch-size --seed --json --dry-run --overwrite"
