@@ -33,6 +33,8 @@ from formats.files import read_json, write_json
 MODELS = {"sit": "sit-tiny/4", "dit": "dit-tiny/4"}
 STEPS = 3000
 HERE = Path(__file__).parent
+AGAIN = {"second": 1, "third": 2}
+"""Scorers and choosers from other seeds: how much of a rule's result is the luck of its one subset."""
 LEVEL_A = (*METHODS, "gradient")
 """`gradient`: interval sampling by the mean squared gradient of the pixels, which needs no model."""
 
@@ -95,6 +97,8 @@ def cells(level: str, domain: str) -> list[Cell]:
             found += _grid(("random", "interval") if attach == "both" else ("random",), (10, 100), 3, attach=attach)
         for scorer in ("weak", "tenth"):
             found += _grid(("interval", "match"), (10,), 3, scorer=scorer)
+        for scorer in AGAIN:
+            found += _grid(("interval", "kernel"), (10,), 3, scorer=scorer)
         found += _grid(("random", "interval", "kernel"), (10, 100), 3, objective="dit")
     return found
 
@@ -152,7 +156,7 @@ class Bench:
         words = [sys.executable, HERE / name, self.images, *options]
         subprocess.run(list(map(str, words)), env=env, check=True, stdout=sys.stderr)
 
-    def choice(self, method: str, budget: int, seed: int) -> list[object]:
+    def choice(self, method: str, budget: int, seed: int, scorer: str = "own") -> list[object]:
         """The options that select."""
         if method == "full":
             # The rest is held out.
@@ -160,8 +164,15 @@ class Bench:
         rule = ["--method", "interval", "--score", "gradient"] if method == "gradient" else ["--method", method]
         if method in METHODS and METHODS[method].features:
             # Without labels there is nothing to train a network of one's own on.
-            rule += ["--features", self.chooser if self.rules.labels == "source" else "scorer"]
+            rule += ["--features", self._features(scorer) if self.rules.labels == "source" else "scorer"]
         return ["--per-class", budget, *rule, "--seed", seed]
+
+    def _features(self, scorer: str) -> Path:
+        if scorer not in AGAIN:
+            return self.chooser
+        other = self.out / f"chooser-{scorer}.parquet"
+        self._script("chooser.py", other, "--seed", 1 + AGAIN[scorer])
+        return other
 
     def distances(self, method: str, budget: int) -> None:
         """Level A: one selection beside random ones."""
@@ -181,9 +192,12 @@ class Bench:
         """One run: packed, trained, measured."""
         start = time.perf_counter()
         shards, run = self.out / "shards" / cell.shards, self.out / "runs" / cell.name
-        workspace = "workspace" if cell.scorer == "own" else f"workspace-{cell.scorer}"
+        # Rules that look at features alone need no other scores.
+        blind = cell.method in METHODS and METHODS[cell.method].features and cell.method != "match"
+        usual = cell.scorer == "own" or (cell.scorer in AGAIN and blind)
+        workspace = "workspace" if usual else f"workspace-{cell.scorer}"
         with self._packing:
-            if cell.scorer != "own":
+            if not usual:
                 self._rescore(cell.scorer)
             text = "hashed" if cell.attach in ("text", "both") else "none"
             vision = "none"
@@ -191,9 +205,9 @@ class Bench:
                 mirror = ["--mirror"] if self.rules.mirror else []
                 self._script("teacher.py", self.teacher, "--size", self.size, *mirror)
                 vision = f"timm:test_vit:{self.teacher}"
-            self.d2c("pack", *self.choice(cell.method, cell.budget, cell.seed), "--text", text, "--vision", vision,
-                     "--grid", self.size // 4, "--licence", "LicenseRef-benchmark", "--out", shards,
-                     workspace=workspace)  # fmt: skip
+            chosen = self.choice(cell.method, cell.budget, cell.seed, cell.scorer)
+            self.d2c("pack", *chosen, "--text", text, "--vision", vision, "--grid", self.size // 4,
+                     "--licence", "LicenseRef-benchmark", "--out", shards, workspace=workspace)  # fmt: skip
         changes = ["--set", f"flip={'grid' if self.rules.mirror else 'none'}"]
         changes += ["--set", "objective=eps"] if cell.objective == "dit" else []
         self.d2c("train", shards, "--model", MODELS[cell.objective], "--recipe", "small", "--steps", cell.steps,
@@ -217,6 +231,9 @@ class Bench:
             state.unlink()
 
     def _rescore(self, scorer: str) -> None:
+        if scorer in AGAIN:
+            self._score(f"workspace-{scorer}", self.jobs, "--scorer-model", MODELS["sit"], "--seed", AGAIN[scorer])
+            return
         if scorer == "weak":
             self._score(f"workspace-{scorer}", self.jobs, "--scorer-model", MODELS["sit"], "--scorer-steps", 200)
             return

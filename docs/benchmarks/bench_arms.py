@@ -27,6 +27,8 @@ ATTACHED = {"both": "text and vision", "text": "text", "vision": "vision"}
 SCORERS = {
     "weak": "a scorer trained for a tenth of the steps",
     "tenth": "a scorer that saw a random tenth of the images",
+    "second": "another scorer and other features",
+    "third": "a third scorer and third features",
 }
 OURS = "kernel"
 QUESTIONS = {
@@ -34,7 +36,7 @@ QUESTIONS = {
     "rules": "Are other rules better than random?",
     "ours": "Is matching distributions better than interval sampling, GADC's objective, and matching difficulty too?",
     "attach": "Does attaching help?",
-    "scorer": "Does a worse scorer choose worse?",
+    "scorer": "Does another scorer, weaker or of another seed, choose worse?",
     "full": "Are a few random images better than all of them, in as many steps?",
 }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bench import Cell, cells
+from bench import MODELS, Cell, cells
 from bench_arms import COMPARED, MEASURES, QUESTIONS, Arm, Arms, Group, Row, comparisons, grouped, heading
 from bench_figure import figure
 from tables import read, table
@@ -33,9 +33,9 @@ WIDTHS = "Mean ± standard deviation over the runs."
 LIMITS = (
     "Arms are compared seed by seed, since runs of one seed share their first weights, their noise and the held-out "
     "images. In brackets: standard errors of the difference. Better and worse: a paired t-test says p < 0.05. "
-    "Nothing is corrected for the number of comparisons: of twenty, one is expected to look so by chance. And "
-    "every rule but the random ones makes one subset here: another scorer or other features would make another, "
-    "perhaps a luckier one. Scores of pixels are mostly texture: in a latent space rules may rank otherwise."
+    "Nothing is corrected for the number of comparisons: of twenty, one is expected to look so by chance. And most "
+    "rules make one subset here, whose luck is not in the error: a subset by another scorer or other features stands "
+    "in a comparison of its own. Scores of pixels are mostly texture: in a latent space rules may rank otherwise."
 )
 
 
@@ -103,13 +103,15 @@ def what(facts: Row, trained: list[Row]) -> Section:
     if trained:
         protocol = trained[0]["protocol"]
         sampler = protocol["sampler"]
+        solvers = {MODELS[row["objective"]]: row["protocol"]["sampler"]["method"] for row in trained}
+        drawn = " and ".join(f"{method} of {model}" for model, method in sorted(solvers.items(), reverse=True))
         words.append(
-            f"Runs: sit-tiny/4 (dit-tiny/4 for DiT's objective), recipe `{protocol['recipe']}`, batch "
-            f"{protocol['batch_size']}; {protocol['samples']:,} samples, {sampler['method']}, {sampler['steps']} "
-            f"steps, guidance {sampler['guidance']}, against {protocol['reference_images']:,} real images. FD: Fréchet "
-            "distance. Class FD: its mean over classes. Held-out loss: denoising loss of the averaged weights on 256 "
-            "images that were not chosen. Copy rate: 0.01 is what unseen real images have. A random arm has another "
-            "draw in each run; the other rules differ in the training seed alone."
+            f"Runs: recipe `{protocol['recipe']}`, batch {protocol['batch_size']}; {protocol['samples']:,} samples by "
+            f"{drawn}, {sampler['steps']} steps, guidance {sampler['guidance']}, against "
+            f"{protocol['reference_images']:,} real images. FD: Fréchet distance. Class FD: its mean over classes. "
+            "Held-out loss: denoising loss of the averaged weights on 256 images that were not chosen. Copy rate: 0.01 "
+            "is what unseen real images have. Random rules and `ot` choose anew in each run; those of the other rules "
+            "differ in the training seed alone."
         )
     there = {Cell(**{field.name: row[field.name] for field in fields(Cell)}).name for row in trained}
     planned = {level: {cell.name for cell in cells(level, facts["domain"])} for level in "bc"}

@@ -1,6 +1,6 @@
 """Train the network whose features choose images, and write them: what `d2c select --features OUT.parquet` takes.
 
-python docs/benchmarks/chooser.py SOURCE OUT.parquet [--size 32]
+python docs/benchmarks/chooser.py SOURCE OUT.parquet [--size 32] [--seed 1]
 
 A small convolutional classifier, as the judge is, but of another seed, on another 20,000 images, and at another size.
 Its accuracy on held-out images goes to OUT.json.
@@ -22,7 +22,7 @@ from d2c.classifier import train_classifier
 from d2c.sources import open_source
 from formats.files import write_json, write_table
 
-SEED, IMAGES = 1, 20_000
+IMAGES = 20_000
 
 
 def main() -> None:
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("source")
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", type=int, default=32, help="pixels that the images are cropped to")
+    parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     facts = args.out.with_suffix(".json")
     if facts.exists() and args.out.exists():
@@ -41,8 +42,8 @@ def main() -> None:
     pixels = np.concatenate([batch.pixels for batch in loaded])
     rows = np.concatenate([batch.indices for batch in loaded])
     labels = np.asarray(source.labels)[rows]
-    chosen = np.sort(runtime.rng("chooser", SEED).permutation(len(rows))[:IMAGES])
-    network = train_classifier(pixels[chosen], labels[chosen], device=torch.device("cpu"), seed=SEED)
+    chosen = np.sort(runtime.rng("chooser", args.seed).permutation(len(rows))[:IMAGES])
+    network = train_classifier(pixels[chosen], labels[chosen], device=torch.device("cpu"), seed=args.seed)
     features = network(pixels).astype(np.float32)
     keys = [source.keys[row] for row in rows]
     write_table(args.out, pa.table({"key": keys, "features": list(features)}))
