@@ -114,6 +114,20 @@ def test_a_rule_is_held_against_random_draws_by_every_scorer_and_attachment(scri
     }
 
 
+def test_a_rule_is_repeated_by_choosing_again(scripts: Any) -> None:
+    rows = [trained("random", seed, 3.0 + seed / 10) for seed in range(3)]
+    rows += [trained("kernel", seed, 2.0 + seed / 9) for seed in range(3)]
+    rows += [trained("kernel", seed, 3.5 + seed / 9, scorer="second") for seed in range(3)]
+    rows += [trained("match", seed, 2.0 + seed / 9, scorer="weak") for seed in range(3)]
+    groups = scripts("bench_arms").grouped(rows)
+    ((rule, _, some),) = scripts("bench_arms").by_subset(groups)
+    assert rule == "kernel"
+    gaps = np.array([-1.0, 0.5]) + 1 / 9 - 0.1
+    error = gaps.std(ddof=1) / np.sqrt(2)
+    told = scripts("bench_page").over_subsets(some, "class_distance")
+    assert told == f"{gaps.mean():+.2f} ± {error:.2f} ({gaps[0]:+.2f}, {gaps[1]:+.2f})"
+
+
 def test_a_repeated_level_is_compared_digit_by_digit(
     scripts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from bench import AGAIN
 from scipy import stats
 
 Row = dict[str, Any]
@@ -146,12 +147,25 @@ def comparisons(groups: dict[Group, Arms]) -> list[Comparison]:
                     f"`{rule}`, {SCORERS[scorer]} against the usual one"
                 )  # fmt: skip
                 found.append(Comparison("attach" if scorer == "own" else "scorer", words, key, arm, base[rule]))
-        if plain:
-            found += [
-                Comparison("ours", f"`{OURS}` against `{rule}`", key, arms[OURS], arms[rule])
-                for rule in ("interval", "ot", "match")
-                if OURS in arms and rule in arms
-            ]
-            if "full" in arms and random:
-                found.append(Comparison("full", "`random` against all images", key, random, arms["full"]))
+        both = f", both{chosen[1:-1]}" if chosen else ""
+        found += [
+            Comparison("ours", f"`{OURS}` against `{rule}`{both}", key, arms[OURS], arms[rule])
+            for rule in ("interval", "ot", "match")
+            if attach == "none" and OURS in arms and rule in arms
+        ]
+        if plain and "full" in arms and random:
+            found.append(Comparison("full", "`random` against all images", key, random, arms["full"]))
     return [one for one in found if len(one.seeds) >= 3]
+
+
+def by_subset(groups: dict[Group, Arms]) -> list[tuple[str, Group, list[Comparison]]]:
+    """Rules that chose several subsets, each by a scorer and features of its own: every subset against random draws.
+
+    A rule without randomness is repeated by choosing again, not by training again.
+    """
+    found: dict[tuple[str, Group], list[Comparison]] = defaultdict(list)
+    for one in comparisons(groups):
+        objective, attach, scorer, budget, steps = one.where
+        if one.question in ("interval", "rules") and attach == "none" and scorer in ("own", *AGAIN):
+            found[one.arm.method, (objective, attach, "own", budget, steps)].append(one)
+    return [(rule, where, some) for (rule, where), some in found.items() if len(some) > 1]

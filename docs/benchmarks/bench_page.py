@@ -14,7 +14,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from bench import MODELS, Cell, cells
-from bench_arms import COMPARED, MEASURES, QUESTIONS, Arm, Arms, Group, Row, comparisons, grouped, heading
+from bench_arms import (
+    COMPARED,
+    MEASURES,
+    QUESTIONS,
+    Arm,
+    Arms,
+    Comparison,
+    Group,
+    Row,
+    by_subset,
+    comparisons,
+    grouped,
+    heading,
+)
 from bench_figure import figure
 from tables import read, table
 
@@ -35,7 +48,8 @@ LIMITS = (
     "images. In brackets: standard errors of the difference. Better and worse: a paired t-test says p < 0.05. "
     "Nothing is corrected for the number of comparisons: of twenty, one is expected to look so by chance. And most "
     "rules make one subset here, whose luck is not in the error: a subset by another scorer or other features stands "
-    "in a comparison of its own. Scores of pixels are mostly texture: in a latent space rules may rank otherwise."
+    "in a comparison of its own, and a rule that chose several has a line in the table below. Scores of pixels are "
+    "mostly texture: in a latent space rules may rank otherwise."
 )
 
 
@@ -136,7 +150,8 @@ def subsets(rows: list[Row]) -> Section:
         tables.append((f"{budget} images a class", ["rule", *names.values(), "s"], body))
     words = (
         "The chosen images themselves against all images. In brackets: distance from random in standard deviations of "
-        "five draws, of which fewer than 3 are noise. s: seconds of choosing, on a shared core."
+        "five draws. The row `random` is a sixth draw: its own distance shows how far these can be trusted. s: seconds "
+        "of choosing, on a shared core."
     )
     return Section("Subsets, without training", [words if rows else "Not run yet."], tables)
 
@@ -178,10 +193,28 @@ def findings(groups: dict[Group, Arms]) -> Section:
             told.append(f"{MEASURES[measure][0]}: {', '.join(counts)} of {len(verdicts)}")
         if any(one.question == question for one in found):
             points.append(f"*{words}* {'; '.join(told)}.")
+    several = by_subset(groups)
+    repeated = [
+        [f"`{rule}`", short(where), str(len(some)), *(over_subsets(some, measure) for measure in COMPARED)]
+        for rule, where, some in several
+    ]
     measures = ("distance", *COMPARED, "copy_rate")
     header = ["comparison", "where", *(MEASURES[measure][0] for measure in measures)]
     body = [[one.words, short(one.where), *(one.cell(measure) for measure in measures)] for one in found]
-    return Section("What follows", [LIMITS], [("Comparisons", header, body)] if body else [], points)
+    tables = [("Comparisons", header, body)] if body else []
+    if repeated:
+        columns = ["rule", "where", "subsets", *(f"{MEASURES[measure][0]}, beside random" for measure in COMPARED)]
+        tables.append(("One rule, several subsets", columns, repeated))
+    return Section("What follows", [LIMITS], tables, points)
+
+
+def over_subsets(some: Sequence[Comparison], measure: str) -> str:
+    """Mean gap of some subsets and its standard error over them, then each subset's own."""
+    gaps = np.array([one.gap(measure)[0] for one in some])
+    digits = MEASURES[measure][1]
+    error = gaps.std(ddof=1) / np.sqrt(len(gaps))
+    each = ", ".join(f"{gap:+.{digits}f}" for gap in gaps)
+    return f"{gaps.mean():+.{digits}f} ± {error:.{digits}f} ({each})"
 
 
 def costs(chosen: list[Row], rows: list[Row]) -> Section:
