@@ -120,8 +120,8 @@ def test_a_rule_is_repeated_by_choosing_again(scripts: Any) -> None:
     rows += [trained("kernel", seed, 3.5 + seed / 9, scorer="second") for seed in range(3)]
     rows += [trained("match", seed, 2.0 + seed / 9, scorer="weak") for seed in range(3)]
     groups = scripts("bench_arms").grouped(rows)
-    ((rule, _, some),) = scripts("bench_arms").by_subset(groups)
-    assert rule == "kernel"
+    ((words, _, some),) = scripts("bench_arms").by_subset(groups)
+    assert words == "`kernel` against `random`"
     gaps = np.array([-1.0, 0.5]) + 1 / 9 - 0.1
     error = gaps.std(ddof=1) / np.sqrt(2)
     told = scripts("bench_page").over_subsets(some, "class_distance")

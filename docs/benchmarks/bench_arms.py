@@ -159,13 +159,14 @@ def comparisons(groups: dict[Group, Arms]) -> list[Comparison]:
 
 
 def by_subset(groups: dict[Group, Arms]) -> list[tuple[str, Group, list[Comparison]]]:
-    """Rules that chose several subsets, each by a scorer and features of its own: every subset against random draws.
+    """Comparisons that were made with several scorers and features, so with several subsets: (words, where, each).
 
     A rule without randomness is repeated by choosing again, not by training again.
     """
     found: dict[tuple[str, Group], list[Comparison]] = defaultdict(list)
     for one in comparisons(groups):
         objective, attach, scorer, budget, steps = one.where
-        if one.question in ("interval", "rules") and attach == "none" and scorer in ("own", *AGAIN):
-            found[one.arm.method, (objective, attach, "own", budget, steps)].append(one)
-    return [(rule, where, some) for (rule, where), some in found.items() if len(some) > 1]
+        if one.question in ("interval", "rules", "ours") and attach == "none" and scorer in ("own", *AGAIN):
+            words = f"`{one.arm.method}` against `{one.other.method}`"
+            found[words, (objective, attach, "own", budget, steps)].append(one)
+    return [(words, where, some) for (words, where), some in found.items() if len(some) > 1]

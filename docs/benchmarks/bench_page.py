@@ -48,8 +48,8 @@ LIMITS = (
     "images. In brackets: standard errors of the difference. Better and worse: a paired t-test says p < 0.05. "
     "Nothing is corrected for the number of comparisons: of twenty, one is expected to look so by chance. And most "
     "rules make one subset here, whose luck is not in the error: a subset by another scorer or other features stands "
-    "in a comparison of its own, and a rule that chose several has a line in the table below. Scores of pixels are "
-    "mostly texture: in a latent space rules may rank otherwise."
+    "in a comparison of its own, and where there are several, a table below takes each as one draw. Scores of pixels "
+    "are mostly texture: in a latent space rules may rank otherwise."
 )
 
 
@@ -195,15 +195,15 @@ def findings(groups: dict[Group, Arms]) -> Section:
             points.append(f"*{words}* {'; '.join(told)}.")
     several = by_subset(groups)
     repeated = [
-        [f"`{rule}`", short(where), str(len(some)), *(over_subsets(some, measure) for measure in COMPARED)]
-        for rule, where, some in several
+        [words, short(where), str(len(some)), *(over_subsets(some, measure) for measure in COMPARED)]
+        for words, where, some in several
     ]
     measures = ("distance", *COMPARED, "copy_rate")
     header = ["comparison", "where", *(MEASURES[measure][0] for measure in measures)]
     body = [[one.words, short(one.where), *(one.cell(measure) for measure in measures)] for one in found]
     tables = [("Comparisons", header, body)] if body else []
     if repeated:
-        columns = ["rule", "where", "subsets", *(f"{MEASURES[measure][0]}, beside random" for measure in COMPARED)]
+        columns = ["comparison", "where", "subsets", *(MEASURES[measure][0] for measure in COMPARED)]
         tables.append(("One rule, several subsets", columns, repeated))
     return Section("What follows", [LIMITS], tables, points)
 
