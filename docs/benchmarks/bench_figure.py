@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-STEP, LEFT, WIDTH, GAP, TOP, BOTTOM = 24, 150, 270, 40, 48, 26
+STEP, LEFT, WIDTH, GAP, TOP, BOTTOM = 24, 190, 270, 40, 48, 26
 RUN, MEAN, QUIET = "#1b6ca8", "#b8452f", "#666"
 
 
