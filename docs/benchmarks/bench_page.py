@@ -131,8 +131,8 @@ def what(facts: Row, trained: list[Row]) -> Section:
             f"{drawn}, {sampler['steps']} steps, guidance {sampler['guidance']}, against "
             f"{protocol['reference_images']:,} real images. FD: Fréchet distance. Class FD: its mean over classes. "
             "Held-out loss: denoising loss of the averaged weights on 256 images that were not chosen. Copy rate: 0.01 "
-            "is what unseen real images have. Random rules and `ot`, by the same features, choose anew in each run; those "
-            "of the other rules differ in the training seed alone."
+            "is what unseen real images have. Random rules and `ot`, by the same features, choose anew in each "
+            "run; those of the other rules differ in the training seed alone."
         )
     there = {Cell(**{field.name: row[field.name] for field in fields(Cell)}).name for row in trained}
     planned = {level: {cell.name for cell in cells(level, facts["domain"])} for level in "bc"}
