@@ -16,6 +16,9 @@ import pyarrow.parquet as pq
 from formats.errors import FormatError
 from formats.hashing import canonical_json, parse_json
 
+_SLACK = 1 << 20
+"""Bytes that `read_bounded` allows a file of any number of rows."""
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
@@ -80,9 +83,6 @@ def read_json(path: Path) -> Any:
         raise FormatError("this file is not valid JSON", where=path, found=str(error)) from error
 
 
-_SLACK = 1 << 20
-
-
 def write_table(path: Path, table: pa.Table) -> None:
     """Write ``table`` as zstd Parquet with page checksums, whole or not at all; equal tables give equal bytes."""
     with atomic(path) as temporary:
@@ -95,14 +95,10 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
     Raises:
         FormatError: the file is not readable Parquet, its bytes do not match their checksums, or text is not UTF-8.
     """
-    try:
+    with _readable(path):
         table = pq.read_table(path, columns=columns, page_checksum_verification=True)
         table.validate(full=True)
         return table
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise FormatError("this file is not readable Parquet", where=path, found=str(error)) from error
 
 
 def read_bounded(path: Path, columns: list[str] | None = None, *, each: int) -> pa.Table:
@@ -113,7 +109,7 @@ def read_bounded(path: Path, columns: list[str] | None = None, *, each: int) -> 
     Raises:
         FormatError: as `read_table`; or the rows are too large.
     """
-    try:
+    with _readable(path):
         with pq.ParquetFile(path) as file:
             texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
             stored = sum(
@@ -127,11 +123,17 @@ def read_bounded(path: Path, columns: list[str] | None = None, *, each: int) -> 
             found = sum(_unfolded(column) for column in folded.columns if pa.types.is_dictionary(column.type))
             if found <= room:
                 return folded.cast(pa.schema(map(_plain, folded.schema), folded.schema.metadata))
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise FormatError("this file is not readable Parquet", where=path, found=str(error)) from error
     raise FormatError("its rows are too large", where=path, found=f"{found} bytes", expected=f"at most {room}")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise FormatError("this file is not readable Parquet", where=path, found=str(error)) from error
 
 
 def _unfolded(column: pa.ChunkedArray) -> int:
