@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tarfile
@@ -81,7 +82,7 @@ def test_the_page_says_which_differences_are_noise(scripts: Any, tmp_path: Path)
     assert "| +0.03 (+0.4): noise |" in told["interval"]
     assert "Is the paper's interval sampling better than random?* class FD: noise in 1 of 1" in page
     assert "| kernel | 0.550 (-4.5) |" in page
-    assert "10 of 60 runs of level C." in page
+    assert "6 of 60 runs of level C." in page
     # What others compute with is all there.
     assert len(pq.read_table(tmp_path / "cifar10.parquet")) == len(rows) + 2
     assert 'aria-label="CIFAR-10, 10 images a class, 3,000 steps: runs' in (tmp_path / "cifar10.svg").read_text()
@@ -145,6 +146,25 @@ def test_a_repeated_level_is_compared_digit_by_digit(
     assert "match, 10 a class, FD: 0.700, published 0.698" in capsys.readouterr().out
 
 
+def test_a_rule_that_chose_anew_in_each_run_is_an_arm_beside_random_draws(scripts: Any) -> None:
+    rows = [trained("random", seed, 3.0 + seed / 10) for seed in range(3)]
+    rows += [trained("kernel", seed, 2.0 + seed / 9) for seed in range(3)]
+    rows += [trained("kernel", 1, 2.5, scorer="second"), trained("kernel", 2, 3.6, scorer="third")]
+    rows += [trained("kernel", 0, 3.0, scorer="second"), trained("kernel", 2, 3.1, scorer="second")]
+    # Two subsets say little of others.
+    rows += [trained("interval", 0, 2.0), trained("interval", 1, 2.5, scorer="second")]
+    groups = scripts("bench_arms").grouped(rows)
+    plain, second = groups["sit", "none", "own", 10, 3000], groups["sit", "none", "second", 10, 3000]
+    assert {name: len(arm.runs) for name, arm in plain.items()} == {
+        "kernel": 3, "kernel, anew": 3, "random": 3, "interval": 1,
+    }  # fmt: skip
+    assert {name: len(arm.runs) for name, arm in second.items()} == {"kernel": 3, "interval": 1}
+    assert ("sit", "none", "third", 10, 3000) not in groups  # its one run is in the arm already
+    (found,) = (one for one in scripts("bench_arms").comparisons(groups) if "anew" in one.words)
+    assert found.words == "`kernel, anew` against `random`"
+    assert found.gap("distance")[0] == pytest.approx(np.mean([2.0, 2.5, 3.6]) - 3.1)
+
+
 def test_cells_share_an_artifact_only_where_their_images_are_the_same(scripts: Any) -> None:
     bench = scripts("bench")
     cell = bench.Cell("kernel", 10, 0)
@@ -156,6 +176,15 @@ def test_cells_share_an_artifact_only_where_their_images_are_the_same(scripts: A
         for domain in bench.DOMAINS:
             names = [cell.name for cell in bench.cells(level, domain)]
             assert len(names) == len(set(names))
+
+
+def test_time_left_is_projected_from_the_steps_of_what_is_left(scripts: Any, tmp_path: Path) -> None:
+    bench = scripts("bench")
+    left(tmp_path, [{**trained("random", seed, 3.0), "wall_seconds": 100.0} for seed in range(2)])
+    one = bench.Bench(argparse.Namespace(out=tmp_path, domain="cifar10", images="", reference="", jobs=1, size=16))
+    # 60 seconds for 3,000 steps, and 40 for all else
+    assert one.seconds([bench.Cell("random", 10, 2)]) == pytest.approx(100)
+    assert one.seconds([bench.Cell("random", 100, 2, steps=30_000)] * 2) == pytest.approx(2 * 640)
 
 
 def test_glyphs_are_rendered_once_a_font_that_looks_its_own(

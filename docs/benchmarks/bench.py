@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from machine import machine, note
@@ -33,8 +34,11 @@ from formats.files import read_json, write_json
 MODELS = {"sit": "sit-tiny/4", "dit": "dit-tiny/4"}
 STEPS = 3000
 HERE = Path(__file__).parent
-AGAIN = {"second": 1, "third": 2}
+AGAIN = {"second": 1, "third": 2, "fourth": 3, "fifth": 4}
 """Scorers and choosers from other seeds: how much of a rule's result is the luck of its one subset."""
+ANEW = ("own", *AGAIN)
+"""The scorer of each seed where a rule without randomness chooses anew in each run, as random ones do."""
+FEATURES_ALONE = {name for name, rule in METHODS.items() if rule.features} - {"match"}
 LEVEL_A = (*METHODS, "gradient")
 """`gradient`: interval sampling by the mean squared gradient of the pixels, which needs no model."""
 
@@ -87,8 +91,14 @@ def cells(level: str, domain: str) -> list[Cell]:
     """The runs of a level, what matters most first."""
     if level == "c":
         return [
-            *_grid(("random", "interval", "kernel", "match", "ot", "full"), (10,), 5),
-            *_grid(("random", "interval", "kernel", "match", "ot", "full"), (100,), 5, steps=31_250),
+            cell
+            for budget, steps in ((10, STEPS), (100, 31_250))
+            for seed, scorer in enumerate(ANEW)
+            for cell in (
+                *(Cell(method, budget, seed, steps=steps) for method in ("random", "ot")),
+                *(Cell(method, budget, seed, scorer=scorer, steps=steps) for method in ("interval", "kernel", "match")),
+                Cell("full", 0, seed, steps=steps),
+            )
         ]
     rules = ("random", "interval", "kernel", "match", "ot", "moments", "random-window", "min", "max", "gradient")
     found = [*_grid(rules, (10, 100), 3), *_grid(("full",), (0,), 3)]
@@ -97,7 +107,7 @@ def cells(level: str, domain: str) -> list[Cell]:
             found += _grid(("random", "interval") if attach == "both" else ("random",), (10, 100), 3, attach=attach)
         for scorer in ("weak", "tenth"):
             found += _grid(("interval", "match"), (10,), 3, scorer=scorer)
-        for scorer in AGAIN:
+        for scorer in ("second", "third"):
             found += _grid(("interval", "kernel"), (10,), 3, scorer=scorer)
         found += _grid(("random", "interval", "kernel"), (10, 100), 3, objective="dit")
     return found
@@ -192,8 +202,8 @@ class Bench:
         """One run: packed, trained, measured."""
         start = time.perf_counter()
         shards, run = self.out / "shards" / cell.shards, self.out / "runs" / cell.name
-        # Rules that look at features alone need no other scores.
-        blind = cell.method in METHODS and METHODS[cell.method].features and cell.method != "match"
+        # Rules that look at features alone need no other scores, where the features are not the scorer's.
+        blind = self.rules.labels == "source" and cell.method in FEATURES_ALONE
         usual = cell.scorer == "own" or (cell.scorer in AGAIN and blind)
         workspace = "workspace" if usual else f"workspace-{cell.scorer}"
         with self._packing:
@@ -263,14 +273,18 @@ class Bench:
     def left(self, names: Iterable[str]) -> set[str]:
         return {name for name in names if not (self.results / f"{name}.json").exists()}
 
-    def all_of(self, jobs: list[tuple[str, Callable[[], None]]], guess: float) -> None:
-        """Say how long it should take, then do what is left, ``jobs`` at a time."""
-        wanted = self.left(name for name, _ in jobs)
-        todo = [(name, job) for name, job in jobs if name in wanted]
-        spent = [read_json(path).get("wall_seconds") for path in self.results.glob("*.json")]
-        known = [seconds for seconds in spent if seconds]
-        each = sum(known) / len(known) if known and guess > 60 else guess
-        hours = each * len(todo) / self.jobs / 3600
+    def seconds(self, runs: Iterable[Cell]) -> float:
+        """What ``runs`` should take on one core, going by finished ones."""
+        rows = [row for path in self.results.glob("*.json") if (row := read_json(path))["level"] == "bc"]
+        step = median(row["costs"]["train"] / row["steps"] for row in rows) if rows else 0.04
+        rest = median(row["wall_seconds"] - row["costs"]["train"] for row in rows) if rows else 60
+        return sum(rest + step * cell.steps for cell in runs)
+
+    def all_of(self, jobs: dict[str, Callable[[], None]], expected: Callable[[list[str]], float]) -> None:
+        """Say how long it should take, ``expected`` in seconds on one core, then do what is left."""
+        left = self.left(jobs)
+        todo = [(name, job) for name, job in jobs.items() if name in left]
+        hours = expected([name for name, _ in todo]) / self.jobs / 3600
         done = len(jobs) - len(todo)
         note(f"{self.domain}: {done} done, {len(todo)} to do, about {hours:.1f} h at {self.jobs} at a time")
         with ThreadPoolExecutor(self.jobs) as pool:
@@ -301,14 +315,15 @@ def main() -> None:
     wanted = re.compile(args.only)
     if args.level == "a":
         pairs = [(method, budget) for budget in (10, 50, 100) for method in LEVEL_A]
-        jobs = [(f"a-{m}-{b}", lambda m=m, b=b: bench.distances(m, b)) for m, b in pairs if wanted.search(f"a-{m}-{b}")]
-        if jobs and bench.left([jobs[0][0]]):
-            jobs[0][1]()  # alone, since it trains the judge
-        bench.all_of(jobs, guess=15)
-        bench.facts()
-        return
-    found = [cell for cell in cells(args.level, args.domain) if wanted.search(cell.name)]
-    bench.all_of([(cell.name, lambda cell=cell: bench.train(cell)) for cell in found], guess=200)
+        chosen = {f"a-{m}-{b}": lambda m=m, b=b: bench.distances(m, b) for m, b in pairs}
+        jobs = {name: job for name, job in chosen.items() if wanted.search(name)}
+        for name in bench.left(list(jobs)[:1]):
+            jobs[name]()  # alone, since it trains the judge
+        bench.all_of(jobs, lambda left: 15 * len(left))
+    else:
+        found = {cell.name: cell for cell in cells(args.level, args.domain) if wanted.search(cell.name)}
+        trained = {name: lambda cell=cell: bench.train(cell) for name, cell in found.items()}
+        bench.all_of(trained, lambda left: bench.seconds(found[name] for name in left))
     bench.facts()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from bench import AGAIN
+from bench import ANEW
 from scipy import stats
 
 Row = dict[str, Any]
@@ -31,6 +31,8 @@ SCORERS = {
     "second": "another scorer and other features",
     "third": "a third scorer and third features",
 }
+ANEW_TOO = ", anew"
+"""The arm of a rule without randomness whose runs each have their own scorer and features, so their own subset."""
 OURS = "kernel"
 QUESTIONS = {
     "interval": "Is the paper's interval sampling better than random?",
@@ -70,6 +72,14 @@ def grouped(rows: list[Row]) -> dict[Group, Arms]:
     for row in rows:
         key = (row["objective"], row["attach"], row["scorer"], row["budget"], row["steps"])
         found[key][row["method"]].append(row)
+    for (*others, method), runs in _anew(rows).items():
+        objective, attach, budget, steps = others
+        found[objective, attach, "own", budget, steps][method + ANEW_TOO] = runs
+        for scorer in ANEW:
+            # What the arm says already.
+            arms = found.get((objective, attach, scorer, budget, steps), {})
+            if len(arms.get(method, [])) == 1:
+                del arms[method]
     full = {(key[0], key[1], key[2], key[4]): arms.pop("full") for key, arms in found.items() if "full" in arms}
     groups: dict[Group, Arms] = {}
     for key in sorted(found, key=lambda k: (k[0] != "sit", k[1] != "none", k[2] != "own", k[3], k[4], k)):
@@ -81,6 +91,15 @@ def grouped(rows: list[Row]) -> dict[Group, Arms]:
             arms["full"] = Arm("full", alike)
         groups[key] = dict(sorted(arms.items(), key=lambda item: item[1].mean("class_distance")))
     return groups
+
+
+def _anew(rows: list[Row]) -> dict[tuple[str, str, int, int, str], list[Row]]:
+    """Runs of the scorer that is their seed's, of rules that at least three scorers chose for."""
+    found: dict[tuple[str, str, int, int, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["seed"] < len(ANEW) and row["scorer"] == ANEW[row["seed"]]:
+            found[row["objective"], row["attach"], row["budget"], row["steps"], row["method"]].append(row)
+    return {key: runs for key, runs in found.items() if len(runs) >= 3}
 
 
 def heading(group: Group) -> str:
@@ -139,7 +158,7 @@ def comparisons(groups: dict[Group, Arms]) -> list[Comparison]:
         chosen = f", by {SCORERS[scorer]}," if scorer != "own" else ""
         given = f", both with {ATTACHED[attach]}" if attach != "none" else ""
         for rule, arm in arms.items():
-            question = "interval" if rule == "interval" else "rules"
+            question = "interval" if rule.removesuffix(ANEW_TOO) == "interval" else "rules"
             if rule not in ("random", "full") and random:
                 found.append(Comparison(question, f"`{rule}`{chosen} against `random`{given}", key, arm, random))
             if not plain and rule in base:
@@ -148,10 +167,12 @@ def comparisons(groups: dict[Group, Arms]) -> list[Comparison]:
                 )  # fmt: skip
                 found.append(Comparison("attach" if scorer == "own" else "scorer", words, key, arm, base[rule]))
         both = f", both{chosen[1:-1]}" if chosen else ""
+        rivals = [(OURS, rule) for rule in ("interval", "ot", "match")]
+        rivals += [(OURS + ANEW_TOO, rule) for rule in ("interval" + ANEW_TOO, "ot", "match" + ANEW_TOO)]
         found += [
-            Comparison("ours", f"`{OURS}` against `{rule}`{both}", key, arms[OURS], arms[rule])
-            for rule in ("interval", "ot", "match")
-            if attach == "none" and OURS in arms and rule in arms
+            Comparison("ours", f"`{ours}` against `{rule}`{both}", key, arms[ours], arms[rule])
+            for ours, rule in rivals
+            if attach == "none" and ours in arms and rule in arms
         ]
         if plain and "full" in arms and random:
             found.append(Comparison("full", "`random` against all images", key, random, arms["full"]))
@@ -166,7 +187,8 @@ def by_subset(groups: dict[Group, Arms]) -> list[tuple[str, Group, list[Comparis
     found: dict[tuple[str, Group], list[Comparison]] = defaultdict(list)
     for one in comparisons(groups):
         objective, attach, scorer, budget, steps = one.where
-        if one.question in ("interval", "rules", "ours") and attach == "none" and scorer in ("own", *AGAIN):
+        same = attach == "none" and scorer in ANEW and not one.arm.method.endswith(ANEW_TOO)
+        if same and one.question in ("interval", "rules", "ours"):
             words = f"`{one.arm.method}` against `{one.other.method}`"
             found[words, (objective, attach, "own", budget, steps)].append(one)
     return [(words, where, some) for (words, where), some in found.items() if len(some) > 1]

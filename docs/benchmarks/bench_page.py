@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bench import AGAIN, MODELS, Cell, cells
+from bench import MODELS, Cell, cells
 from bench_arms import (
     COMPARED,
     MEASURES,
@@ -46,10 +46,10 @@ WIDTHS = "Mean ± standard deviation over the runs."
 LIMITS = (
     "Arms are compared seed by seed, since runs of one seed share their first weights, their noise and the held-out "
     "images. In brackets: standard errors of the difference. Better and worse: a paired t-test says p < 0.05. "
-    "Nothing is corrected for the number of comparisons: of twenty, one is expected to look so by chance. And most "
-    "rules make one subset here, whose luck is not in the error: a subset by another scorer or other features stands "
-    "in a comparison of its own, and where there are several, a table below takes each as one draw. Scores of pixels "
-    "are mostly texture: in a latent space rules may rank otherwise."
+    "Nothing is corrected for the number of comparisons: of twenty, one is expected to look so by chance. Most "
+    "rules make one subset from one scorer and one network of features, whose luck is not in the error; where they "
+    "choose anew it is, and a table below takes each subset of several runs as one draw. Scores of pixels are mostly "
+    "texture: in a latent space rules may rank otherwise."
 )
 
 
@@ -80,16 +80,9 @@ def main(out: Path, domain: str, here: Path) -> None:
     picture = None
     if groups:
         group, arms = next(iter(groups.items()))
-        objective, attach, _, budget, steps = group
-        # A rule's other subsets beside its first: that shows what its luck was.
-        drawn = dict(arms)
-        for again in AGAIN:
-            others = groups.get((objective, attach, again, budget, steps), {})
-            drawn |= {f"{name}, {again} subset": arm for name, arm in others.items()}
-        drawn = dict(sorted(drawn.items(), key=lambda item: item[1].mean("class_distance")))
-        labels = {name: f"{name} ({len(arm.runs)})" for name, arm in drawn.items()}
+        labels = {name: f"{name} ({len(arm.runs)})" for name, arm in arms.items()}
         panels = [
-            (MEASURES[measure][0], {labels[name]: arm.values(measure) for name, arm in drawn.items()})
+            (MEASURES[measure][0], {labels[name]: arm.values(measure) for name, arm in arms.items()})
             for measure in COMPARED
         ]
         words = f"{TITLES[domain]}, {heading(group)}: runs, means, standard errors"
@@ -131,8 +124,9 @@ def what(facts: Row, trained: list[Row]) -> Section:
             f"{drawn}, {sampler['steps']} steps, guidance {sampler['guidance']}, against "
             f"{protocol['reference_images']:,} real images. FD: Fréchet distance. Class FD: its mean over classes. "
             "Held-out loss: denoising loss of the averaged weights on 256 images that were not chosen. Copy rate: 0.01 "
-            "is what unseen real images have. Random rules and `ot`, by the same features, choose anew in each "
-            "run; those of the other rules differ in the training seed alone."
+            "is what unseen real images have. Random rules and `ot`, by the same features, choose anew in each run. "
+            "Runs of another rule differ in the training seed alone, except where the row says anew: there each has "
+            "its own scorer and features, so its own subset."
         )
     there = {Cell(**{field.name: row[field.name] for field in fields(Cell)}).name for row in trained}
     planned = {level: {cell.name for cell in cells(level, facts["domain"])} for level in "bc"}
