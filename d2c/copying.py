@@ -23,8 +23,9 @@ TIMES, CHANCE = 3, 0.001
 RULE = (
     "An image's closeness is d(train) / (d(train) + d(unseen)), each the distance to the nearest image in either "
     f"orientation; it counts as a copy at or below the {QUANTILE:.0%} quantile of real unseen images' own closeness "
-    f"(each without itself). Flagged: at least {TIMES} times the rate of the unseen images, and Fisher's exact test, "
-    f"one-sided, below {CHANCE}, in pixels or in features."
+    "(each without itself; one that equals a training image is left out). Flagged: at least "
+    f"{TIMES} times the rate of the unseen images, and Fisher's exact test, one-sided, below {CHANCE}, in pixels or in "
+    "features."
 )
 
 
@@ -65,18 +66,19 @@ def copy_rate(
     The flipped ones are the mirrored images; without them one orientation is looked at.
 
     Raises:
-        D2CError: a set is empty, there are fewer than two held-out images, or the widths differ.
+        D2CError: a set is empty, fewer than two held-out images are no training images, or the widths differ.
     """
     if (flipped_generated is None) != (flipped_held_out is None):
         raise ValueError("give both flipped sets or none: a threshold from one orientation does not fit two")
     other = generated if flipped_generated is None else flipped_generated
     other_held_out = held_out if flipped_held_out is None else flipped_held_out
     distance, index, flipped = nearest_either(generated, other, train)
+    apart = nearest_either(held_out, other_held_out, train)[0]
+    # A picture that is in both would excuse its own copies.
+    unseen = apart > 0
+    apart, held_out, other_held_out = apart[unseen], held_out[unseen], other_held_out[unseen]
+    usual = _closeness(apart, nearest_either(held_out, other_held_out, held_out, but_itself=True)[0])
     closeness = _closeness(distance, nearest_either(generated, other, held_out)[0])
-    usual = _closeness(
-        nearest_either(held_out, other_held_out, train)[0],
-        nearest_either(held_out, other_held_out, held_out, but_itself=True)[0],
-    )
     threshold = float(np.quantile(usual, QUANTILE, method="lower"))
     copies, of_them = int(np.count_nonzero(closeness <= threshold)), int(np.count_nonzero(usual <= threshold))
     rate, usual_rate = copies / len(closeness), of_them / len(usual)
@@ -107,5 +109,5 @@ def wilson(hits: int, trials: int) -> tuple[float, float]:
 def _closeness(train: Array, unseen: Array) -> Array:
     """[n] in [0, 1]: 0 for a copy of a training image, 1/2 where a training and an unseen image are as near."""
     both = train + unseen
-    share: Array = np.divide(train, both, out=np.zeros(len(both)), where=both > 0)
+    share: Array = np.divide(train, both, out=np.full(len(both), 0.5), where=both > 0)
     return share

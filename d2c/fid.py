@@ -106,7 +106,7 @@ def _rulers(plan: Plan, progress: Progress) -> tuple[_Ruler, _Ruler | None]:
 
 def _reference(plan: Plan, space: FeatureSpace, progress: Progress) -> Reference | None:
     if plan.source is not None:
-        rows = _rows(plan, "reference", plan.config.reference_images)
+        rows = _rows(plan, plan.source, "reference", plan.config.reference_images)
         return _real(plan, plan.source, space, progress).reference(rows, plan.device)
     if plan.npz is not None:
         return given(plan.npz, plan.pictures, space, progress)
@@ -172,7 +172,8 @@ class _Table:
     def _add(
         self, name: str, images: Images, other: Images | None, yardstick: Yardstick, apart: Reference | None
     ) -> Compared:
-        compared = yardstick.compare(images)
+        # One definition of the distance of classes a report: two must not be compared.
+        compared = yardstick.compare(images, self.rows[0]["class_covariance"] if self.rows else None)
         row = {**yardstick.row(name, compared), "spatial_distance": None, "inception_score": None}
         row["second_distance"] = None
         if other is not None and self.second is not None:
@@ -281,22 +282,21 @@ def _save_pairs(plan: Plan, rows: list[int], copied: list[int], path: Path) -> N
     save_png(grid(pairs.reshape(-1, *pairs.shape[2:]), 16, side=64), path)
 
 
-def _rows(plan: Plan, purpose: str, limit: int) -> list[int]:
-    """At most ``limit`` of the images to measure against, drawn at random; without a reference, of those scored."""
-    assert plan.source is not None
-    if plan.source is plan.scored and plan.workspace:
-        return scored_rows(plan.workspace, plan.source, limit, purpose)
-    return drawn(len(plan.source), limit, purpose)
+def _rows(plan: Plan, source: Source, purpose: str, limit: int) -> list[int]:
+    """At most ``limit`` images, drawn at random; of the scored source, those that were scored."""
+    if source is plan.scored and plan.workspace:
+        return scored_rows(plan.workspace, source, limit, purpose)
+    return drawn(len(source), limit, purpose)
 
 
 def _unseen(plan: Plan) -> tuple[Source | None, list[int]]:
-    """Real images, in random order, that nothing was trained on as far as their names say; of the reference unless
-    others were kept back.
+    """Real images, in random order, that nothing was trained on as far as their names say: those kept back, else of
+    the reference, else of what an artifact was chosen from.
     """
-    source = plan.held_out or plan.source
+    source = plan.held_out or plan.source or (plan.scored if plan.artifact else None)
     if source is None:
         return None, []
-    rows = list(range(len(source))) if plan.held_out else _rows(plan, "unseen", len(source))
+    rows = list(range(len(source))) if plan.held_out else _rows(plan, source, "unseen", len(source))
     if source is plan.scored and plan.artifact:
         keys = {plan.artifact.info(row)["source_key"] for row in range(len(plan.artifact))}
         rows = [row for row in rows if source.keys[row] not in keys]

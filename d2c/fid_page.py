@@ -37,7 +37,9 @@ _PICTURES = {
     "grid.png": "The first generated images, in the order of their seeds.",
     "closest.png": "Pairs: a generated image, then the training image that it is nearest to; the closest pairs first.",
 }
-_SAME = ("space", "reference", "samples", "sampler", "labels", "seed", "rounding", "side")
+_SAME = (
+    "space", "reference", "samples", "sampler", "labels", "seed", "rounding", "side", "decoder", "class_covariance",
+)  # fmt: skip
 """What two measurements must share for their distances to be compared."""
 
 
@@ -86,6 +88,7 @@ class Measured:
         """All that decides the numbers, one value a name."""
         document = self.document
         flat = {"space": document["space"], "reference": document.get("reference"), **document["protocol"]}
+        flat["class_covariance"] = self.generated.get("class_covariance")
         return dict(_flat(flat))
 
 
@@ -191,7 +194,10 @@ def _trained(measured: Measured) -> list[str]:
 
 
 def _heads(names: Sequence[str], measured: Measured) -> list[str]:
-    return [_COLUMNS[name] or str(measured.document["space"]["distance"]) for name in names]
+    heads = {**_COLUMNS, "distance": str(measured.document["space"]["distance"])}
+    if measured.generated.get("class_covariance") == "diagonal":
+        heads["class_distance"] += ", variances alone"
+    return [heads[name] for name in names]
 
 
 def _cell(value: Any) -> str:

@@ -13,6 +13,9 @@ from d2c.judge import Reference
 from d2c.pictures import class_numbers, is_part
 from d2c.runs import Run
 
+NEAR = 0.1
+"""Closeness of real unseen images, the 1 % nearest to a training image, under which the copy check sees little."""
+
 
 def reference_facts(plan: Plan, reference: Reference) -> dict[str, Any]:
     """What the images were measured against, and what of it was at hand."""
@@ -109,7 +112,14 @@ def _about_copying(plan: Plan, report: dict[str, Any]) -> list[str]:
         return ["Nobody said what the images may have been copied from (--train): no copy check."]
     if not report["copying"]:
         return ["Too few real images that were not trained on: no copy check. --held-out names others."]
+    found = []
     if is_part(plan.train):
         seen = f"{len(plan.train):,} random training images only"
-        return [f"Copies were looked for in {seen}: the copy rate is at least this."]
-    return []
+        found.append(f"Copies were looked for in {seen}: the copy rate is at least this.")
+    blunt = [name for name in ("pixels", "features") if report["copying"][name]["threshold"] < NEAR]
+    if blunt:
+        found.append(
+            f"Real unseen images come very near to training images ({' and '.join(blunt)}), as near duplicates in the "
+            "data do: only copies that are nearer still count, and noisier ones are missed."
+        )
+    return found

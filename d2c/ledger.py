@@ -8,14 +8,14 @@ from typing import Any
 
 from d2c.runs import COST, Run
 from d2c.tokens import vision_facts
-from d2c.workspace import Workspace
+from d2c.workspace import Record, Workspace
 from formats import Artifact
 from formats.files import read_json
 
 ASSUMPTION = (
     "Training on everything is assumed to take as many passes over each image as this run took, at this run's seconds "
-    "a step and batch size; condensing costs what scoring and attaching took, and the scorer where it was trained for "
-    "this. Sampling and measuring are alike for both."
+    "a step and batch size; condensing costs what scoring, choosing and attaching took, and the scorer where it was "
+    "trained for this. Packing is not counted; sampling and measuring are alike for both."
 )
 FAMILIES = ("inception", "dinov2", "dinov3", "siglip", "clip", "mae", "scorer", "classifier")
 
@@ -23,11 +23,12 @@ FAMILIES = ("inception", "dinov2", "dinov3", "siglip", "clip", "mae", "scorer", 
 def costs(workspace: Workspace | None, artifact: Artifact | None, run: Path | None, sampling: float) -> dict[str, Any]:
     """Seconds of one worker, by stage, as measured; None where there was none, or nothing says how long it took."""
     scores = workspace.scores.record() if workspace else None
-    found: dict[str, Any] = dict.fromkeys(("train_scorer", "score", "attach", "train"))
+    found: dict[str, Any] = dict.fromkeys(("train_scorer", "score", "select", "attach", "train"))
     if workspace and scores:
         scorer = Path(workspace.recall(scores.summary["scorer"]["spec"]))
         found["train_scorer"] = Run(scorer).seconds() if (scorer / COST).is_file() else None
         found["score"] = scores.cost["seconds"]
+        found["select"] = selection_seconds(workspace, artifact) if artifact else None
         found["attach"] = attachment_seconds(workspace, artifact) if artifact else None
     if run:
         found["train"] = Run(run).seconds()
@@ -41,7 +42,7 @@ def payback(spent: dict[str, Any], images: int, condensed: int) -> dict[str, Any
     """
     if spent["score"] is None or not spent["train"] or not condensed:
         return None
-    once = float(sum(spent[stage] or 0.0 for stage in ("train_scorer", "score", "attach")))
+    once = float(sum(spent[stage] or 0.0 for stage in ("train_scorer", "score", "select", "attach")))
     saved = float(spent["train"]) * (images / condensed - 1)
     return {
         "condensing_seconds": round(once, 1),
@@ -49,6 +50,28 @@ def payback(spent: dict[str, Any], images: int, condensed: int) -> dict[str, Any
         "trainings": max(1, math.ceil(once / saved)) if saved > 0 else None,
         "assumption": ASSUMPTION,
     }
+
+
+def selection_seconds(workspace: Workspace, artifact: Artifact) -> float | None:
+    """Seconds of the rule that chose this artifact, and of what it looked at beside the scores; None without records.
+
+    Features of the user's own cost what reading them took.
+    """
+    for path in sorted((workspace.path / "selection").glob("*/stage.json")):
+        record = workspace.selection(path.parent.name).record()
+        if record is None or not _chose(record, artifact):
+            continue
+        name = record.config.get("features")
+        stages = (workspace.features(name), workspace.confidence(name)) if name else ()
+        before = [found.cost["seconds"] for stage in stages if (found := stage.record()) is not None]
+        return round(float(record.cost["seconds"] + sum(before)), 1)
+    return None
+
+
+def _chose(record: Record, artifact: Artifact) -> bool:
+    """Whether a selection's record is the artifact's own; features go by what they are, not by where they lie."""
+    asked = {**record.config, "features": record.summary.get("features")}
+    return asked == {name: artifact.manifest["selection"].get(name) for name in asked}
 
 
 def attachment_seconds(workspace: Workspace, artifact: Artifact) -> float | None:
@@ -61,7 +84,7 @@ def attachment_seconds(workspace: Workspace, artifact: Artifact) -> float | None
             mine = text is not None and record["summary"] == text
         else:
             chosen = workspace.selection(of).record()
-            selected = chosen is not None and chosen.config.items() <= artifact.manifest["selection"].items()
+            selected = chosen is not None and _chose(chosen, artifact)
             mine = selected and vision is not None and vision_facts(record["config"], record["summary"]) == vision
         if mine:
             seconds.append(float(record["cost"]["seconds"]))

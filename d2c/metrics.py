@@ -190,12 +190,15 @@ def frechet_distance(a: Stats, b: Stats) -> Frechet:
     return Frechet(value, mean_part, covariance_part, a.rank_deficient or b.rank_deficient)
 
 
-def class_frechet(real: Array, real_labels: Array, fake: Array, fake_labels: Array) -> ClassFrechet:
+def class_frechet(
+    real: Array, real_labels: Array, fake: Array, fake_labels: Array, *, diagonal: bool = False
+) -> ClassFrechet:
     """Mean over the classes of the Frechet distance between a class's real and generated features.
 
     One definition serves all classes of a call: full covariances where every measured class has more images than
-    features on both sides; otherwise diagonal ones, whose distance is |mu_r - mu_f|^2 + |s_r - s_f|^2 with standard
-    deviations s [d], defined from two images on. ``covariance`` names which; the two must not be compared.
+    features on both sides; otherwise, or with ``diagonal``, diagonal ones, whose distance is
+    |mu_r - mu_f|^2 + |s_r - s_f|^2 with standard deviations s [d], defined from two images on. ``covariance`` names
+    which; the two must not be compared.
 
     Raises:
         D2CError: no class has two images on both sides.
@@ -212,7 +215,7 @@ def class_frechet(real: Array, real_labels: Array, fake: Array, fake_labels: Arr
             expected="at least 2 real and 2 generated images in a class",
             hint="sample more images, with balanced labels",
         )
-    full = all(sizes[c] > real.shape[1] for c in measured)
+    full = not diagonal and all(sizes[c] > real.shape[1] for c in measured)
     per_class = {}
     for c in measured:
         a, b = real[real_labels == c], fake[fake_labels == c]

@@ -103,6 +103,8 @@ class PackRequest:
 
     workspace: Path
     out: Path
+    selected: str | None = None
+    """A finished selection by name, instead of a budget."""
     method: str | None = None
     ratio: float | None = None
     per_class: int | None = None
@@ -126,7 +128,22 @@ class PackRequest:
     overwrite: bool = False
 
     @property
-    def selection(self) -> SelectRequest:
+    def finished(self) -> str | None:
+        """The finished selection that is to be packed; None where a budget asks for one.
+
+        Raises:
+            UsageError: options that contradict each other, or nothing is selected yet.
+        """
+        if self.ratio is None and self.per_class is None:
+            if self.method is not None or self.interval is not None:
+                raise UsageError("--method and --interval need a budget", hint="add --ratio R or --per-class N")
+            return self.selected or current_selection(self.workspace)
+        if self.selected is not None:
+            raise UsageError("--selection and a budget", found=self.selected, hint="leave one of them out")
+        return None
+
+    @property
+    def wanted(self) -> SelectRequest:
         """The selection that a budget asks for."""
         return SelectRequest(
             workspace=self.workspace,
@@ -294,12 +311,9 @@ def pack(request: PackRequest, progress: Progress | None = None) -> tuple[packin
     """Select, attach and pack: whatever is missing or stale, and nothing else."""
     progress = progress or Silent()
     steps: list[Step] = []
-    if request.ratio is None and request.per_class is None:
-        if request.method is not None or request.interval is not None:
-            raise UsageError("--method and --interval need a budget", hint="add --ratio R or --per-class N")
-        name = current_selection(request.workspace)
-    else:
-        made, steps = select(request.selection, progress)
+    name = request.finished
+    if name is None:
+        made, steps = select(request.wanted, progress)
         name = made[-1][1].name
     attached, step = attach(request, name, progress, remember=False)
     steps.append(step)

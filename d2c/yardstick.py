@@ -59,15 +59,21 @@ class Yardstick:
 
     @staticmethod
     def of(stats: Stats, real: Images | None, contents: Array | None = None) -> Yardstick:
-        """``contents``: digests of the files that the run was trained on."""
+        """``contents``: digests of the files that the run was trained on; no use where ``real`` are no files."""
         if real is None or len(real) <= K_COVERAGE:
             return Yardstick(stats, real, None, None, None)
         some = real.take(runtime.rng("manifold").permutation(len(real))[:MANIFOLD])
-        selected = None if contents is None else np.isin(some.digests, contents[contents != ""])
+        selected = None
+        if contents is not None and np.any(some.digests != ""):
+            selected = np.isin(some.digests, contents[contents != ""])
         return Yardstick(stats, real, some, neighbours.manifold_radii(some.features), selected)
 
-    def compare(self, images: Images) -> Compared:
-        """Raises: D2CError: there are fewer than two images, or they are of another space."""
+    def compare(self, images: Images, covariance: str | None = None) -> Compared:
+        """``covariance``: how classes are to be compared, as a `ClassFrechet` names it; None: as these images allow.
+
+        Raises:
+            D2CError: there are fewer than two images, or they are of another space.
+        """
         distance = metrics.frechet_distance(metrics.statistics(images.features), self.stats)
         near = kernel = None
         if self.manifold is not None and len(images) > K_MANIFOLD:
@@ -75,7 +81,7 @@ class Yardstick:
         if self.real is not None and len(self.real) > 1:
             chosen = [runtime.rng("kernel").permutation(len(one))[:KERNEL] for one in (self.real, images)]
             kernel = metrics.kernel_distance(self.real.features[chosen[0]], images.features[chosen[1]])
-        return Compared(images, distance, self._by_class(images), near, kernel)
+        return Compared(images, distance, self._by_class(images, covariance), near, kernel)
 
     def row(self, name: str, compared: Compared) -> dict[str, Any]:
         """One line of the report. ``in_reference``: of these ``reference_n`` real images, how many are ``images``."""
@@ -142,8 +148,10 @@ class Yardstick:
             found.update({name: _ends(intervals.mean_interval(values, rng)) for name, values in per_image.items()})
         return found
 
-    def _by_class(self, images: Images) -> ClassFrechet | None:
-        """Over the classes that the run knows; None where none of them has two images on both sides."""
+    def _by_class(self, images: Images, covariance: str | None) -> ClassFrechet | None:
+        """Over the classes that the run knows; None where none of them has two images on both sides, or too few for
+        the ``covariance`` that is wanted.
+        """
         if self.real is None:
             return None
         known, given = self.real.labels >= 0, images.labels >= 0
@@ -151,9 +159,14 @@ class Yardstick:
         shared = min(map(len, sizes))
         if not np.any(np.minimum(sizes[0][:shared], sizes[1][:shared]) >= 2):
             return None
-        return metrics.class_frechet(
-            self.real.features[known], self.real.labels[known], images.features[given], images.labels[given]
+        found = metrics.class_frechet(
+            self.real.features[known],
+            self.real.labels[known],
+            images.features[given],
+            images.labels[given],
+            diagonal=covariance == "diagonal",
         )
+        return found if covariance in (None, found.covariance) else None
 
 
 def _rounded(value: float | None, digits: int = 4) -> float | None:

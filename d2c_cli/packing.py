@@ -19,6 +19,7 @@ def pack(
     ctx: typer.Context,
     ratio: options.Ratio = None,
     per_class: options.PerClass = None,
+    selection: options.Selection = None,
     method: options.PackMethod = None,
     interval: options.Interval = None,
     features: options.Features = None,
@@ -44,7 +45,7 @@ def pack(
 ) -> None:
     """Write the condensed, enriched data set: select, attach and pack.
 
-    In: the workspace that `d2c score` filled, and a budget (without one, the current selection is packed). Out: a
+    In: the workspace that `d2c score` filled, and a budget or a selection (without them, the one made last). Out: a
     folder of shards with latents, labels and attachments, hashed and versioned, that needs no workspace and is read by
     webdataset and pyarrow alike.
 
@@ -56,6 +57,7 @@ def pack(
     request = pipeline.PackRequest(
         workspace=workspace,
         out=out,
+        selected=selection,
         method=method,
         ratio=_one(ratio),
         per_class=_one(per_class),

@@ -150,10 +150,9 @@ def pack(request: PackRequest) -> Facts:
 
     steps: list[Facts] = []
     images: int | None = None
-    if request.ratio is None and request.per_class is None:
-        name = pipeline.current_selection(request.workspace)
-    else:
-        steps = select(request.selection)
+    name = request.finished
+    if name is None:
+        steps = select(request.wanted)
         name, images = steps[-1]["facts"]["selection"], int(steps[-1]["facts"]["images"])
     attachments = pipeline.attachment_config(request, name)
     latent = _latent_bytes(request, len(attachments.views))

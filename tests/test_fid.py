@@ -15,7 +15,7 @@ import torch
 from conftest import pack_request
 from PIL import Image
 
-from d2c import fid, fid_plan, generation, generator, judge, ledger, metrics, pipeline, training
+from d2c import fid, fid_plan, fid_stats, generation, generator, judge, ledger, metrics, pipeline, training
 from d2c.classifier import train_classifier
 from d2c.errors import D2CError
 from d2c.fid import FidConfig
@@ -30,6 +30,7 @@ from formats import FormatError, open_artifact
 from formats.files import read_json, write_json
 
 SAMPLER = SamplerConfig(steps=3)
+RANDOM = ["random real 1", "random real 2", "random real 3"]
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def measured(run: Path, packed: Path) -> fid.Result:
 
 def test_the_report_has_the_rows_a_sceptic_asks_for(measured: fid.Result) -> None:
     rows = {row["name"]: row for row in measured.report["rows"]}
-    assert list(rows) == ["generated", "replay", "random real 1", "random real 2", "random real 3", "real"]
+    assert list(rows) == ["generated", "replay", *RANDOM, "real"]
     assert rows["replay"]["n"] == rows["random real 1"]["n"] == 12
     # A fifth of the 83 images that were not trained on.
     assert rows["real"]["n"] == 16
@@ -346,6 +347,37 @@ def test_the_judge_learns_from_the_scored_images_whatever_the_reference(
     assert rows_of(result)["real"]["reference_n"] < 80 - rows_of(result)["real"]["n"]
 
 
+def test_a_run_is_checked_for_copies_whatever_it_is_measured_against(
+    run: Path, copied: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    stats = tmp_path / "stats.npz"
+    config = fid_stats.StatsConfig(source=str(image_folder), out=stats, workspace=copied, device="cpu")
+    fid_stats.run(fid_stats.plan(config))
+    result = measure(run, copied, reference=stats, out=tmp_path / "fid")
+    # Unseen are the scored images that were not chosen.
+    assert result.report["copying"]["calibrated_on"] == 95 - 12
+    assert rows_of(result)["real"]["n"] == 16
+    assert (tmp_path / "fid" / fid.CLOSEST).exists()
+
+
+def test_classes_are_compared_by_one_definition_in_a_report(
+    run: Path, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_variances = metrics.class_frechet
+
+    def by_size(*arrays: Any, diagonal: bool) -> metrics.ClassFrechet:
+        found = by_variances(*arrays, diagonal=diagonal)
+        return replace(found, covariance="full" if len(arrays[2]) >= 16 and not diagonal else "diagonal")
+
+    monkeypatch.setattr(metrics, "class_frechet", by_size)
+    found = measure(run, packed.parent / "workspace", out=tmp_path / "many")
+    kinds = {name: row["class_covariance"] for name, row in rows_of(found).items()}
+    assert kinds == {"generated": "full", "real": "full", "replay": None, **dict.fromkeys(RANDOM)}
+    assert rows_of(found)["replay"]["class_distance"] is None
+    few = measure(run, packed.parent / "workspace", out=tmp_path / "few", samples=12)
+    assert {row["class_covariance"] for row in few.report["rows"]} == {"diagonal"}
+
+
 @pytest.mark.parametrize(("text", "vision"), [(None, "none"), ("none", None), ("none", "none")])
 def test_the_cost_of_what_is_attached_is_counted(
     copied: Path, tmp_path: Path, text: str | None, vision: str | None
@@ -358,3 +390,12 @@ def test_the_cost_of_what_is_attached_is_counted(
     pipeline.pack(request)
     seconds = ledger.attachment_seconds(Workspace(copied), open_artifact(tmp_path / "shards"))
     assert seconds == {(None, "none"): 2.0, ("none", None): 3.0, ("none", "none"): None}[text, vision]
+
+
+def test_a_rule_that_looks_at_features_costs_them_too(copied: Path, tmp_path: Path) -> None:
+    pipeline.pack(pack_request(copied, tmp_path / "shards", per_class=4, method="kernel", text="none"))
+    for kind, cost in (("features", 20.0), ("selection", 1.0), ("attachments", 3.0)):
+        for path in (copied / kind).rglob("stage.json"):
+            write_json(path, {**read_json(path), "cost": {"seconds": cost}})
+    spent = ledger.costs(Workspace(copied), open_artifact(tmp_path / "shards"), None, 0.0)
+    assert (spent["select"], spent["attach"]) == (21.0, 3.0)

@@ -287,7 +287,7 @@ def test_an_interrupted_measurement_leaves_no_export(
 
 
 def test_the_report_of_a_run_says_what_it_cost_and_when_that_pays(packed: Path, tmp_path: Path) -> None:
-    spent = {"train_scorer": 100.0, "score": 60.0, "attach": 40.0, "train": 10.0, "sample": 5.0}
+    spent = {"train_scorer": 100.0, "score": 60.0, "select": 30.0, "attach": 10.0, "train": 10.0, "sample": 5.0}
     paid = ledger.payback(spent, images=1000, condensed=200)
     assert paid is not None
     # 200 s once; training on five times as many images, as often each, takes 40 s more.

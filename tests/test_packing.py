@@ -116,6 +116,20 @@ def test_pixels_are_images_and_a_recipe_holds_none(workspace: Path, tmp_path: Pa
     assert recipe["content_id"] == whole["content_id"]
 
 
+def test_a_selection_made_before_is_packed_by_name(workspace: Path, tmp_path: Path) -> None:
+    chosen = [
+        pipeline.select(pipeline.SelectRequest(workspace=workspace, total=(total,), method="random", device="cpu"))[0]
+        for total in (3, 5)
+    ]
+    first = chosen[0][-1][1].name
+    pipeline.pack(pack_request(workspace, tmp_path / "first", selected=first))
+    assert len(open_artifact(tmp_path / "first")) == 3
+    with pytest.raises(UsageError, match="--selection and a budget"):
+        pipeline.pack(pack_request(workspace, tmp_path / "both", selected=first, per_class=4))
+    with pytest.raises(D2CError, match="d2c select"):
+        pipeline.pack(pack_request(workspace, tmp_path / "none", selected="nonsense"))
+
+
 def test_two_processes_and_another_day_write_the_same_bytes(workspace: Path, tmp_path: Path, packed: Path) -> None:
     pipeline.pack(pack_request(workspace, tmp_path / "again", per_class=4, gpus=2))
     assert contents(tmp_path / "again") == contents(packed)
