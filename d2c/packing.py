@@ -131,7 +131,7 @@ def plan(config: PackingConfig) -> Plan:
             where=workspace.path,
             found="orig",
             expected=", ".join(config.views),
-            hint="d2c attach --views both",
+            hint=f"d2c attach --views {','.join(config.views)}",
         )
     summary = scores.summary
     fields = {

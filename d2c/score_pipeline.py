@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -12,6 +12,7 @@ from d2c import packing, picks, pilot, runtime, scoring, training
 from d2c.choices import TRAIN_SCORER, choose_codec, choose_scorer, choose_scorer_model
 from d2c.config import identity
 from d2c.deduplication import Duplicates
+from d2c.difficulty import Settings
 from d2c.duplicates import Keep
 from d2c.errors import UsageError
 from d2c.labelling import OWN, clustering_due, open_labelled
@@ -25,7 +26,7 @@ from d2c.sit import model_spec
 from d2c.sources import Source
 from d2c.steps import Step, run_step
 from d2c.throughput import pays
-from d2c.workspace import Workspace
+from d2c.workspace import Stage, Workspace
 from formats.files import read_json, write_json
 from formats.hashing import xxh3_json
 
@@ -126,10 +127,28 @@ def score(request: ScoreRequest, progress: Progress | None = None) -> tuple[scor
     return result, [*steps, step.telling(facts)]
 
 
-def _choose_evals(
-    config: scoring.ScoringConfig, source: Source, target: float, progress: Progress
-) -> tuple[scoring.ScoringConfig, Step]:
-    """The config with as many evaluations as the wanted rank correlation takes; tried once, and remembered."""
+@dataclass(frozen=True)
+class EvalsPlan:
+    """The choice of the number of evaluations by ``asked["target"]``; without ``reasons`` it is made already."""
+
+    settings: Settings
+    stage: Stage
+    asked: dict[str, Any]
+    inputs: dict[str, str]
+    reasons: list[str]
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """What was tried and chosen: the fields of `pilot.Pilot`."""
+        return self.stage.require("d2c score DIR").summary
+
+
+def plan_evals(config: scoring.ScoringConfig, source: Source, target: float) -> EvalsPlan:
+    """Whether it is known how many evaluations the rank correlation ``target`` takes.
+
+    Raises:
+        UsageError: no rank correlation is ``target``.
+    """
     if not 0 < target < 1:
         raise UsageError("a rank correlation to reach lies between 0 and 1", found=target, expected="such as 0.95")
     plan = scoring.plan(config, source)
@@ -137,8 +156,16 @@ def _choose_evals(
     asked = {name: value for name, value in identity(plan.config).items() if name not in ("evals", "part", *LATE)}
     asked["target"] = target
     inputs = {name: value for name, value in plan.inputs.items() if name not in LATE}
-    reasons = stage.stale(asked, inputs)
-    if reasons and config.share is not None:
+    return EvalsPlan(plan.config.settings, stage, asked, inputs, stage.stale(asked, inputs))
+
+
+def _choose_evals(
+    config: scoring.ScoringConfig, source: Source, target: float, progress: Progress
+) -> tuple[scoring.ScoringConfig, Step]:
+    """The config with as many evaluations as the wanted rank correlation takes; tried once, and remembered."""
+    plan = plan_evals(config, source, target)
+    stage = plan.stage
+    if plan.reasons and config.share is not None:
         raise UsageError(
             "the tasks of a job array share one number of evaluations, and it is not chosen yet",
             hint="name one with --evals, or run the command once without --part until it scores",
@@ -146,14 +173,14 @@ def _choose_evals(
 
     def choose() -> None:
         with stage.locked():
-            stage.begin(asked, inputs)
+            stage.begin(plan.asked, plan.inputs)
             with stage.spending():
-                found = pilot.run(plan.config.settings, source, target, progress)
+                found = pilot.run(plan.settings, source, target, progress)
             write_json(stage.path / "pilot.json", asdict(found))
             stage.finish(["pilot.json"], asdict(found), device=resolve_device(config.device).type)
 
-    _, step = run_step("choose the evaluations", reasons, lambda: reasons and runtime.once(choose), progress)
-    facts = stage.require("d2c score DIR").summary
+    _, step = run_step("choose the evaluations", plan.reasons, lambda: plan.reasons and runtime.once(choose), progress)
+    facts = plan.found
     if not facts["reached"]:
         best = facts["tried"][-1]["rank_correlation"]
         progress.warn(

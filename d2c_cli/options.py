@@ -51,7 +51,8 @@ PackSeed = Annotated[
     option(
         "--seed",
         "N",
-        "Everything random follows from it: same input, same seed, same bytes.  [default: the last attach's, or 0]",
+        "Everything random follows from it: same input, same seed, same bytes.  [default: for tokens the last "
+        "attach's, else 0]",
         parser=whole,
     ),
 ]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from d2c.sampling import SamplerConfig
     from d2c.score_pipeline import ScoreRequest
     from d2c.selection import Plan as SelectionPlan
+    from d2c.sources import Source
 
 Facts = dict[str, Any]
 
@@ -52,13 +53,12 @@ def score(request: ScoreRequest, price: float | None = None) -> Facts:
         "codec": codec,
         "size": size,
         "scorer": chosen,
-        "evaluations": len(source) * request.evals,
+        "evaluations": len(source) * request.evals if request.target_rank_corr is None else None,
         "estimated_seconds": None,
     }
     if due:
         later = ["the clusters that serve as classes are not found yet"]
-        steps = [step("cluster", due, {"images": len(source)}), step("score", later, {"images": len(source)})]
-        return {**facts, "steps": steps}
+        return {**facts, "steps": [step("cluster", due, {"images": len(source)}), *_unknown(request, source, later)]}
     steps = []
     if chosen == choices.TRAIN_SCORER:
         scorer = score_pipeline.plan_scorer(request, source, codec, size)
@@ -71,9 +71,17 @@ def score(request: ScoreRequest, price: float | None = None) -> Facts:
         steps.append(step("train the scorer", [] if scorer.done else ["not trained yet"], training))
         if not scorer.done:
             after = ["the scorer is not trained yet, so the time is not known"]
-            return {**facts, "steps": [*steps, step("score", after, {"images": len(source)})]}
+            return {**facts, "steps": [*steps, *_unknown(request, source, after)]}
         facts["scorer"] = chosen = str(scorer.run)
-    plan = scoring.plan(score_pipeline.scoring_config(request, codec, size, chosen), source)
+    config = score_pipeline.scoring_config(request, codec, size, chosen)
+    if request.target_rank_corr is not None:
+        evals = score_pipeline.plan_evals(config, source, request.target_rank_corr)
+        if evals.reasons:
+            return {**facts, "steps": [*steps, *_unknown(request, source, evals.reasons)]}
+        config = replace(config, evals=evals.found["evals"])
+        steps.append(step("choose the evaluations", [], {"evals": config.evals, "tried": evals.found["tried"]}))
+        facts["evaluations"] = len(source) * config.evals
+    plan = scoring.plan(config, source)
     if plan.reasons:
         seconds = scoring.estimate_seconds(plan)
         facts["estimated_seconds"] = seconds / _workers(request.device, request.gpus)
@@ -83,6 +91,16 @@ def score(request: ScoreRequest, price: float | None = None) -> Facts:
             facts["this_share"] = {"share": f"{number}/{of}", "worker_hours": round(seconds / 3600 / of, 3)}
         facts["price"] = None if price is None else round(price * seconds / 3600, 2)
     return {**facts, "steps": [*steps, step("score", plan.reasons, {"images": len(source)})]}
+
+
+def _unknown(request: ScoreRequest, source: Source, reasons: list[str]) -> list[Facts]:
+    """The last steps of `score` where what comes before them decides how long they take."""
+    facts = {"images": len(source)}
+    if request.target_rank_corr is None:
+        return [step("score", reasons, facts)]
+    after = ["the number of evaluations is not chosen yet, so the time is not known"]
+    chosen = step("choose the evaluations", reasons, {"target": request.target_rank_corr})
+    return [chosen, step("score", after, facts)]
 
 
 def _workers(device: str, gpus: int) -> int:

@@ -13,7 +13,8 @@ Scorer = Annotated[
         "--scorer",
         "FILE",
         "The frozen model that judges difficulty: a weight file, a run, a diffusers folder or hub id; or train, to "
-        "train a small one on the source.  [default: the paper's DiT-XL/2 for ImageNet-1k, else train]",
+        "train a small one on the source.  [default: the paper's DiT-XL/2 for ImageNet-1k (classes may be "
+        "missing) through the VAE, else train]",
     ),
 ]
 ScorerModel = Annotated[

@@ -58,5 +58,5 @@ KeepCheckpoints = Annotated[int, count("--keep-checkpoints", "N", "Newest states
 KeepEvery = Annotated[int, count("--keep-every", "STEPS", "States that stay for good; 0: none.", least=0)]
 LogTo = Annotated[
     list[str] | None,
-    option("--log-to", "tensorboard|wandb", "Write the figures there too; may be repeated."),
+    option("--log-to", "tensorboard|wandb", "Write stats.jsonl's figures and the pictures there too; may be repeated."),
 ]

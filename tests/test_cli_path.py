@@ -78,6 +78,13 @@ def test_the_users_three_commands_and_their_dry_runs(home: Path) -> None:
     assert priced["this_share"]["share"] == "2/4"
     assert priced["this_share"]["worker_hours"] == pytest.approx(priced["worker_hours"] / 4, abs=1e-3)
     assert priced["price"] == pytest.approx(7200 * priced["worker_hours"], rel=0.5)
+    chosen = document(*score[:4], "--target-rank-corr", "0.9", "--dry-run")
+    assert [(step["stage"], step["would_run"]) for step in chosen["steps"]] == [
+        ("train the scorer", False),
+        ("choose the evaluations", True),
+        ("score", True),
+    ]
+    assert (chosen["evaluations"], chosen["estimated_seconds"]) == (None, None)
     plan = document("pack", "--ratio", "0.25", "--dry-run")
     assert [step["stage"] for step in plan["steps"]] == ["select", "attach", "pack"]
     assert plan["steps"][0]["facts"]["images"] == 6

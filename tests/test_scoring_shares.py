@@ -19,6 +19,7 @@ from d2c.score_pipeline import ScoreRequest
 from d2c.scoring import ScoringConfig
 from d2c.sources import Source, open_source
 from d2c.workspace import BAD_FILES, SCORES
+from d2c_cli import plans
 from formats.files import read_table
 
 
@@ -151,14 +152,20 @@ def test_the_pilot_passes_over_what_cannot_be_read(tmp_path: Path, image_folder:
 
 def test_a_target_chooses_the_evaluations_once(tmp_path: Path, image_folder: Path, scorer: Path) -> None:
     request = ScoreRequest(
-        source=image_folder, workspace=tmp_path, scorer=str(scorer), target_rank_corr=0.3, size=8, device="cpu"
+        source=str(image_folder), workspace=tmp_path, scorer=str(scorer), target_rank_corr=0.3, size=8, device="cpu"
     )
+    planned = plans.score(request)
+    assert [step["stage"] for step in planned["steps"] if step["would_run"]] == ["choose the evaluations", "score"]
+    assert planned["evaluations"] is None
     result, steps = score_pipeline.score(request)
     assert [step.stage for step in steps if step.ran] == ["choose the evaluations", "score"]
     assert isinstance(result, scoring.Result)
     assert result.record.config["evals"] == steps[0].facts["evals"]
     _, again = score_pipeline.score(request)
     assert not any(step.ran for step in again)
+    planned = plans.score(request)
+    assert not any(step["would_run"] for step in planned["steps"])
+    assert planned["evaluations"] == result.record.summary["images"] * steps[0].facts["evals"]
     with pytest.raises(UsageError, match="between 0 and 1"):
         score_pipeline.score(replace(request, target_rank_corr=1.5))
 
