@@ -90,10 +90,12 @@ class Cell:
 def cells(level: str, domain: str) -> list[Cell]:
     """The runs of a level, what matters most first."""
     if level == "c":
+        # Another scorer of unlabelled images makes other clusters: its runs and the measurement mean other classes.
+        scorers = ANEW if DOMAINS[domain].labels == "source" else ("own",) * len(ANEW)
         return [
             cell
             for budget, steps in ((10, STEPS), (100, 31_250))
-            for seed, scorer in enumerate(ANEW)
+            for seed, scorer in enumerate(scorers)
             for cell in (
                 *(Cell(method, budget, seed, steps=steps) for method in ("random", "ot")),
                 *(Cell(method, budget, seed, scorer=scorer, steps=steps) for method in ("interval", "kernel", "match")),
@@ -170,7 +172,7 @@ class Bench:
         """The options that select."""
         if method == "full":
             # The rest is held out.
-            return ["--ratio", 0.98, "--method", "random"]
+            return ["--ratio", 0.98, "--balance", "proportional", "--method", "random"]
         rule = ["--method", "interval", "--score", "gradient"] if method == "gradient" else ["--method", method]
         if method in METHODS and METHODS[method].features:
             # Without labels there is nothing to train a network of one's own on.
@@ -202,9 +204,8 @@ class Bench:
         """One run: packed, trained, measured."""
         start = time.perf_counter()
         shards, run = self.out / "shards" / cell.shards, self.out / "runs" / cell.name
-        # Rules that look at features alone need no other scores, where the features are not the scorer's.
-        blind = self.rules.labels == "source" and cell.method in FEATURES_ALONE
-        usual = cell.scorer == "own" or (cell.scorer in AGAIN and blind)
+        # Rules that look at features alone need no other scores.
+        usual = cell.scorer == "own" or (cell.scorer in AGAIN and cell.method in FEATURES_ALONE)
         workspace = "workspace" if usual else f"workspace-{cell.scorer}"
         with self._packing:
             if not usual:
@@ -215,9 +216,11 @@ class Bench:
                 mirror = ["--mirror"] if self.rules.mirror else []
                 self._script("teacher.py", self.teacher, "--size", self.size, *mirror)
                 vision = f"timm:test_vit:{self.teacher}"
-            chosen = self.choice(cell.method, cell.budget, cell.seed, cell.scorer)
-            self.d2c("pack", *chosen, "--text", text, "--vision", vision, "--grid", self.size // 4,
-                     "--licence", "LicenseRef-benchmark", "--out", shards, workspace=workspace)  # fmt: skip
+            choice = self.choice(cell.method, cell.budget, cell.seed, cell.scorer)
+            name = self.d2c("select", *choice, workspace=workspace)["selection"]
+            self.d2c("pack", "--selection", name, "--seed", cell.seed, "--text", text, "--vision", vision,
+                     "--grid", self.size // 4, "--licence", "LicenseRef-benchmark", "--out", shards,
+                     workspace=workspace)  # fmt: skip
         changes = ["--set", f"flip={'grid' if self.rules.mirror else 'none'}"]
         changes += ["--set", "objective=eps"] if cell.objective == "dit" else []
         self.d2c("train", shards, "--model", MODELS[cell.objective], "--recipe", "small", "--steps", cell.steps,
@@ -227,8 +230,10 @@ class Bench:
         self.d2c("fid", run, "--samples", 2000, "--sampling-steps", 20, *against)
         report = read_json(run / "fid" / "fid.json")
         clock = json.loads((run / "memorisation.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-        figures = {name: report["rows"][0][name] for name in ("distance", "class_distance", "precision", "recall")}
-        figures |= {name: report["rows"][0].get(name) for name in ("density", "coverage", "copy_rate")}
+        row = report["rows"][0]
+        figures = {name: row[name] for name in ("distance", "class_distance", "class_covariance")}
+        figures |= {name: row[name] for name in ("precision", "recall", "density", "coverage")}
+        figures |= {f"copies_{space}": report["copying"][space]["rate"] for space in ("pixels", "features")}
         figures |= {name: clock[name] for name in ("held_out", "held_out_bins", "train", "train_bins")}
         self._keep(cell.name, {
             "level": "bc", **asdict(cell), "figures": figures, "copies_flagged": report["copying"]["flagged"],

@@ -20,7 +20,8 @@ MEASURES = {
     "precision": ("precision", 3),
     "recall": ("recall", 3),
     "coverage": ("coverage", 3),
-    "copy_rate": ("copy rate", 4),
+    "copies_pixels": ("copies, pixels", 4),
+    "copies_features": ("copies, features", 4),
 }
 COMPARED = ("class_distance", "held_out")
 """What rules are ranked by: FD alone misses `max`, and the held-out loss asks for all of the data."""
@@ -30,6 +31,8 @@ SCORERS = {
     "tenth": "a scorer that saw a random tenth of the images",
     "second": "another scorer and other features",
     "third": "a third scorer and third features",
+    "fourth": "a fourth scorer and fourth features",
+    "fifth": "a fifth scorer and fifth features",
 }
 ANEW_TOO = ", anew"
 """The arm of a rule without randomness whose runs each have their own scorer and features, so their own subset."""
@@ -113,7 +116,7 @@ def heading(group: Group) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two arms that have at least three seeds in common."""
+    """Two arms that have at least three seeds in common; ``paired`` is false where runs of one seed share nothing."""
 
     question: str
     """Which of `QUESTIONS` it answers."""
@@ -121,6 +124,7 @@ class Comparison:
     where: Group
     arm: Arm
     other: Arm
+    paired: bool = True
 
     @property
     def seeds(self) -> list[int]:
@@ -128,17 +132,18 @@ class Comparison:
         return sorted({run["seed"] for run in self.arm.runs} & {run["seed"] for run in self.other.runs})
 
     def gap(self, measure: str) -> tuple[float, float, str]:
-        """Mean difference, the same in standard errors, and what a paired t-test says of it: better, worse or noise.
-
-        Runs of one seed share their first weights, their noise and the held-out images.
-        """
-        one, other = ({run["seed"]: run["figures"][measure] for run in arm.runs} for arm in (self.arm, self.other))
-        gaps = np.array([one[seed] - other[seed] for seed in self.seeds])
-        mean, error = float(gaps.mean()), float(gaps.std(ddof=1) / np.sqrt(len(gaps)))
+        """Mean difference, the same in standard errors, and what a t-test says of it: better, worse or noise."""
+        values = [{run["seed"]: run["figures"][measure] for run in arm.runs} for arm in (self.arm, self.other)]
+        one, other = (np.array([found[seed] for seed in self.seeds], dtype=float) for found in values)
+        mean = float((one - other).mean())
+        spread = np.var(one - other, ddof=1) if self.paired else np.var(one, ddof=1) + np.var(other, ddof=1)
+        error = float(np.sqrt(spread / len(one)))
         # Alike to the last digit in all runs: nothing to test.
-        p = float(stats.ttest_1samp(gaps, 0).pvalue) if error > 1e-9 * abs(mean) else 1.0
-        word = "noise" if p >= 0.05 else "better" if mean < 0 else "worse"
-        return mean, mean / error if error else 0.0, word
+        if not error > 1e-9 * max(1.0, abs(mean)):
+            return mean, float("nan"), "noise"
+        test = stats.ttest_rel(one, other) if self.paired else stats.ttest_ind(one, other, equal_var=False)
+        word = "noise" if not test.pvalue < 0.05 else "better" if mean < 0 else "worse"
+        return mean, mean / error, word
 
     def cell(self, measure: str) -> str:
         """The gap, in words."""
@@ -175,20 +180,22 @@ def comparisons(groups: dict[Group, Arms]) -> list[Comparison]:
             if attach == "none" and ours in arms and rule in arms
         ]
         if plain and "full" in arms and random:
-            found.append(Comparison("full", "`random` against all images", key, random, arms["full"]))
+            # All images hold out others than random ones do.
+            words = "`random` against all images, not paired"
+            found.append(Comparison("full", words, key, random, arms["full"], paired=False))
     return [one for one in found if len(one.seeds) >= 3]
 
 
-def by_subset(groups: dict[Group, Arms]) -> list[tuple[str, Group, list[Comparison]]]:
-    """Comparisons that were made with several scorers and features, so with several subsets: (words, where, each).
+def counted(found: list[Comparison]) -> list[Comparison]:
+    """One comparison a pair of rules and place: the one whose runs chose anew, where there is one."""
 
-    A rule without randomness is repeated by choosing again, not by training again.
-    """
-    found: dict[tuple[str, Group], list[Comparison]] = defaultdict(list)
-    for one in comparisons(groups):
-        objective, attach, scorer, budget, steps = one.where
-        same = attach == "none" and scorer in ANEW and not one.arm.method.endswith(ANEW_TOO)
-        if same and one.question in ("interval", "rules", "ours"):
-            words = f"`{one.arm.method}` against `{one.other.method}`"
-            found[words, (objective, attach, "own", budget, steps)].append(one)
-    return [(words, where, some) for (words, where), some in found.items() if len(some) > 1]
+    def pair(one: Comparison) -> tuple[object, ...]:
+        objective, attach, _, budget, steps = one.where
+        rules = (arm.method.removesuffix(ANEW_TOO) for arm in (one.arm, one.other))
+        return (one.question, objective, attach, budget, steps, *rules)
+
+    anew = {pair(one) for one in found if one.arm.method.endswith(ANEW_TOO)}
+    asked = ("interval", "rules", "ours")
+    return [
+        one for one in found if one.arm.method.endswith(ANEW_TOO) or one.question not in asked or pair(one) not in anew
+    ]

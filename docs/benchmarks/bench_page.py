@@ -20,11 +20,10 @@ from bench_arms import (
     QUESTIONS,
     Arm,
     Arms,
-    Comparison,
     Group,
     Row,
-    by_subset,
     comparisons,
+    counted,
     grouped,
     heading,
 )
@@ -42,14 +41,15 @@ TITLES = {
     "glyphs": "Letters and digits of fonts",
 }
 STAGES = ("train_scorer", "score", "select", "attach", "train", "sample")
+COVARIANCES = {"full": "full covariances", "diagonal": "variances alone, since images are fewer than features"}
 WIDTHS = "Mean ± standard deviation over the runs."
 LIMITS = (
-    "Arms are compared seed by seed, since runs of one seed share their first weights, their noise and the held-out "
-    "images. In brackets: standard errors of the difference. Better and worse: a paired t-test says p < 0.05. "
-    "Nothing is corrected for the number of comparisons: of twenty, one is expected to look so by chance. Most "
-    "rules make one subset from one scorer and one network of features, whose luck is not in the error; where they "
-    "choose anew it is, and a table below takes each subset of several runs as one draw. Scores of pixels are mostly "
-    "texture: in a latent space rules may rank otherwise."
+    "Arms are compared seed by seed, since runs of one seed share noise, held-out images and, with the same "
+    "attachments, first weights. In brackets: standard errors of the difference. Better and worse: a t-test says "
+    "p < 0.05, paired unless the line says otherwise. Nothing is corrected for the number of comparisons: of twenty, "
+    "one is expected to look so by chance. Most rules make one subset from one scorer and one network of features, "
+    "whose luck is not in the error; where they choose anew it is, and only those are counted where there are both. "
+    "Scores of pixels are mostly texture: in a latent space rules may rank otherwise."
 )
 
 
@@ -111,8 +111,11 @@ def what(facts: Row, trained: list[Row]) -> Section:
             else []
         ),
         f"Judge, in whose features all is measured: another convolutional network, right on {facts['judge']:.0%}.",
-        "These networks share nothing but the images and labels. No distance here is FID.",
-    ]
+        "These networks share the images and labels, no weights."
+        + (" The judge is the chooser's kind of network: rules that look at features choose in a space like its own, "
+           "which the distances favour and the held-out loss does not." if "chooser" in right else ""),
+        "No distance here is FID.",
+    ]  # fmt: skip
     words = [" ".join(networks)]
     if trained:
         protocol = trained[0]["protocol"]
@@ -122,11 +125,12 @@ def what(facts: Row, trained: list[Row]) -> Section:
         words.append(
             f"Runs: recipe `{protocol['recipe']}`, batch {protocol['batch_size']}; {protocol['samples']:,} samples by "
             f"{drawn}, {sampler['steps']} steps, guidance {sampler['guidance']}, against "
-            f"{protocol['reference_images']:,} real images. FD: Fréchet distance. Class FD: its mean over classes. "
-            "Held-out loss: denoising loss of the averaged weights on 256 images that were not chosen. Copy rate: 0.01 "
-            "is what unseen real images have. Random rules and `ot`, by the same features, choose anew in each run. "
-            "Runs of another rule differ in the training seed alone, except where the row says anew: there each has "
-            "its own scorer and features, so its own subset."
+            f"{protocol['reference_images']:,} real images. FD: Fréchet distance. Class FD: its mean over classes, by "
+            f"{COVARIANCES[trained[0]['figures']['class_covariance']]}. Held-out loss: denoising loss of the averaged "
+            "weights on 256 images that were not chosen. Copies, by the nearest neighbours in pixels or in features: "
+            "0.01 is what unseen real images have. Random rules and `ot`, by the same features, choose anew in each "
+            "run. Runs of another rule differ in the training seed alone, except where the row says anew: there each "
+            "has its own scorer and features, so its own subset."
         )
     there = {Cell(**{field.name: row[field.name] for field in fields(Cell)}).name for row in trained}
     planned = {level: {cell.name for cell in cells(level, facts["domain"])} for level in "bc"}
@@ -151,8 +155,9 @@ def subsets(rows: list[Row]) -> Section:
         tables.append((f"{budget} images a class", ["rule", *names.values(), "s"], body))
     words = (
         "The chosen images themselves against all images. In brackets: distance from random in standard deviations of "
-        "five draws. The row `random` is a sixth draw: its own distance shows how far these can be trusted. s: seconds "
-        "of choosing, on a shared core."
+        "five draws. The row `random` is a sixth draw: its own distance shows how far these can be trusted. Class FD "
+        f"is by {COVARIANCES['diagonal']}: not to be compared with that of runs. s: seconds of choosing, on a shared "
+        "core."
     )
     return Section("Subsets, without training", [words if rows else "Not run yet."], tables)
 
@@ -189,33 +194,15 @@ def findings(groups: dict[Group, Arms]) -> Section:
     for question, words in QUESTIONS.items():
         told = []
         for measure in COMPARED:
-            verdicts = [one.gap(measure)[2] for one in found if one.question == question]
+            verdicts = [one.gap(measure)[2] for one in counted(found) if one.question == question]
             counts = [f"{word} in {verdicts.count(word)}" for word in ("better", "worse", "noise") if word in verdicts]
             told.append(f"{MEASURES[measure][0]}: {', '.join(counts)} of {len(verdicts)}")
         if any(one.question == question for one in found):
             points.append(f"*{words}* {'; '.join(told)}.")
-    several = by_subset(groups)
-    repeated = [
-        [words, short(where), str(len(some)), *(over_subsets(some, measure) for measure in COMPARED)]
-        for words, where, some in several
-    ]
-    measures = ("distance", *COMPARED, "copy_rate")
+    measures = ("distance", *COMPARED, "copies_pixels", "copies_features")
     header = ["comparison", "where", *(MEASURES[measure][0] for measure in measures)]
     body = [[one.words, short(one.where), *(one.cell(measure) for measure in measures)] for one in found]
-    tables = [("Comparisons", header, body)] if body else []
-    if repeated:
-        columns = ["comparison", "where", "subsets", *(MEASURES[measure][0] for measure in COMPARED)]
-        tables.append(("One rule, several subsets", columns, repeated))
-    return Section("What follows", [LIMITS], tables, points)
-
-
-def over_subsets(some: Sequence[Comparison], measure: str) -> str:
-    """Mean gap of some subsets and its standard error over them, then each subset's own."""
-    gaps = np.array([one.gap(measure)[0] for one in some])
-    digits = MEASURES[measure][1]
-    error = gaps.std(ddof=1) / np.sqrt(len(gaps))
-    each = ", ".join(f"{gap:+.{digits}f}" for gap in gaps)
-    return f"{gaps.mean():+.{digits}f} ± {error:.{digits}f} ({each})"
+    return Section("What follows", [LIMITS], [("Comparisons", header, body)] if body else [], points)
 
 
 def costs(chosen: list[Row], rows: list[Row]) -> Section:
