@@ -213,9 +213,7 @@ class Bench:
             text = "hashed" if cell.attach in ("text", "both") else "none"
             vision = "none"
             if cell.attach in ("vision", "both"):
-                mirror = ["--mirror"] if self.rules.mirror else []
-                self._script("teacher.py", self.teacher, "--size", self.size, *mirror)
-                vision = f"timm:test_vit:{self.teacher}"
+                vision = self._taught()
             choice = self.choice(cell.method, cell.budget, cell.seed, cell.scorer)
             name = self.d2c("select", *choice, workspace=workspace)["selection"]
             self.d2c("pack", "--selection", name, "--seed", cell.seed, "--text", text, "--vision", vision,
@@ -226,24 +224,44 @@ class Bench:
         self.d2c("train", shards, "--model", MODELS[cell.objective], "--recipe", "small", "--steps", cell.steps,
                  "--seed", cell.seed, *changes, "--held-out", self.images, "--watch-every", 1000,
                  "--keep-checkpoints", 1, "--out", run)  # fmt: skip
+        found = self._measured(cell)
+        self._keep(cell.name, {**found, "wall_seconds": round(time.perf_counter() - start, 1)})
+        for state in (run / "checkpoints").glob("*"):  # the averaged weights stay
+            state.unlink()
+
+    def measure(self, cell: Cell) -> None:
+        """Measure a finished run again, as runs are measured now."""
+        spent = read_json(self.results / f"{cell.name}.json")["wall_seconds"]
+        self._keep(cell.name, {**self._measured(cell), "wall_seconds": spent})
+
+    def _measured(self, cell: Cell) -> dict[str, Any]:
+        """A run beside real images, in the judge's features and in the teacher's."""
+        run = self.out / "runs" / cell.name
         against = ["--reference", self.reference] if self.rules.reference else []
+        if self.rules.labels == "source":
+            with self._packing:
+                against += ["--second", self._taught()]
         self.d2c("fid", run, "--samples", 2000, "--sampling-steps", 20, *against)
         report = read_json(run / "fid" / "fid.json")
         clock = json.loads((run / "memorisation.jsonl").read_text(encoding="utf-8").splitlines()[-1])
         row = report["rows"][0]
-        figures = {name: row[name] for name in ("distance", "class_distance", "class_covariance")}
+        figures = {name: row[name] for name in ("distance", "second_distance", "class_distance", "class_covariance")}
         figures |= {name: row[name] for name in ("precision", "recall", "density", "coverage")}
         figures |= {f"copies_{space}": report["copying"][space]["rate"] for space in ("pixels", "features")}
         figures |= {name: clock[name] for name in ("held_out", "held_out_bins", "train", "train_bins")}
-        self._keep(cell.name, {
+        anchor = ("name", "n", "distance", "second_distance", "class_distance")
+        return {
             "level": "bc", **asdict(cell), "figures": figures, "copies_flagged": report["copying"]["flagged"],
-            "costs": report["costs"], "wall_seconds": round(time.perf_counter() - start, 1),
+            "costs": report["costs"],
             "protocol": {key: value for key, value in report["protocol"].items() if key != "training_seed"},
-            "anchors": [{key: row[key] for key in ("name", "n", "distance", "class_distance")}
-                        for row in report["rows"][1:]],
-        })  # fmt: skip
-        for state in (run / "checkpoints").glob("*"):  # the averaged weights stay
-            state.unlink()
+            "anchors": [{key: row[key] for key in anchor} for row in report["rows"][1:]],
+        }  # fmt: skip
+
+    def _taught(self) -> str:
+        """The encoder whose tokens are attached, trained at need."""
+        mirror = ["--mirror"] if self.rules.mirror else []
+        self._script("teacher.py", self.teacher, "--size", self.size, *mirror)
+        return f"timm:test_vit:{self.teacher}"
 
     def _rescore(self, scorer: str) -> None:
         if scorer in AGAIN:
@@ -278,6 +296,10 @@ class Bench:
     def left(self, names: Iterable[str]) -> set[str]:
         return {name for name in names if not (self.results / f"{name}.json").exists()}
 
+    def dated(self, name: str) -> bool:
+        """Whether a run was measured before there was a figure that runs have now."""
+        return "second_distance" not in read_json(self.results / f"{name}.json")["figures"]
+
     def seconds(self, runs: Iterable[Cell]) -> float:
         """What ``runs`` should take on one core, going by finished ones."""
         rows = [row for path in self.results.glob("*.json") if (row := read_json(path))["level"] == "bc"]
@@ -285,11 +307,10 @@ class Bench:
         rest = median(row["wall_seconds"] - row["costs"]["train"] for row in rows) if rows else 60
         return sum(rest + step * cell.steps for cell in runs)
 
-    def all_of(self, jobs: dict[str, Callable[[], None]], expected: Callable[[list[str]], float]) -> None:
-        """Say how long it should take, ``expected`` in seconds on one core, then do what is left."""
-        left = self.left(jobs)
+    def all_of(self, jobs: dict[str, Callable[[], None]], left: set[str], seconds: float) -> None:
+        """Say how long what is ``left`` should take, ``seconds`` on one core, and do it."""
         todo = [(name, job) for name, job in jobs.items() if name in left]
-        hours = expected([name for name, _ in todo]) / self.jobs / 3600
+        hours = seconds / self.jobs / 3600
         done = len(jobs) - len(todo)
         note(f"{self.domain}: {done} done, {len(todo)} to do, about {hours:.1f} h at {self.jobs} at a time")
         with ThreadPoolExecutor(self.jobs) as pool:
@@ -311,6 +332,7 @@ def main() -> None:
     parser.add_argument("--domain", choices=list(DOMAINS), default="cifar10")
     parser.add_argument("--level", choices=["a", "b", "c"], default="a")
     parser.add_argument("--only", default="", help="regular expression: only cells with such a name")
+    parser.add_argument("--again", action="store_true", help="measure finished runs again where a figure is missing")
     parser.add_argument("--size", type=int, default=16)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one thread")
     args = parser.parse_args()
@@ -324,11 +346,18 @@ def main() -> None:
         jobs = {name: job for name, job in chosen.items() if wanted.search(name)}
         for name in bench.left(list(jobs)[:1]):
             jobs[name]()  # alone, since it trains the judge
-        bench.all_of(jobs, lambda left: 15 * len(left))
+        left = bench.left(jobs)
+        bench.all_of(jobs, left, 15 * len(left))
     else:
         found = {cell.name: cell for cell in cells(args.level, args.domain) if wanted.search(cell.name)}
-        trained = {name: lambda cell=cell: bench.train(cell) for name, cell in found.items()}
-        bench.all_of(trained, lambda left: bench.seconds(found[name] for name in left))
+        left = bench.left(found)
+        if args.again:
+            trained = {name: lambda cell=cell: bench.measure(cell) for name, cell in found.items() if name not in left}
+            dated = {name for name in trained if bench.dated(name)}
+            bench.all_of(trained, dated, 60 * len(dated))
+        else:
+            jobs = {name: lambda cell=cell: bench.train(cell) for name, cell in found.items()}
+            bench.all_of(jobs, left, bench.seconds(found[name] for name in left))
     bench.facts()
 
 

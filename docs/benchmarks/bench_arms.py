@@ -15,6 +15,7 @@ Group = tuple[str, str, str, int, int]
 """Objective, attachments, scorer, budget and steps: what two arms must share to be compared."""
 MEASURES = {
     "distance": ("FD", 2),
+    "second_distance": ("FD, teacher", 2),
     "class_distance": ("class FD", 2),
     "held_out": ("held-out loss", 4),
     "precision": ("precision", 3),
@@ -23,8 +24,10 @@ MEASURES = {
     "copies_pixels": ("copies, pixels", 4),
     "copies_features": ("copies, features", 4),
 }
-COMPARED = ("class_distance", "held_out")
-"""What rules are ranked by: FD alone misses `max`, and the held-out loss asks for all of the data."""
+COMPARED = ("class_distance", "second_distance", "held_out")
+"""What rules are ranked by: the judge's FD alone misses `max` and favours rules that choose in features like its own;
+the teacher is another kind of network; the held-out loss asks for all of the data.
+"""
 ATTACHED = {"both": "text and vision", "text": "text", "vision": "vision"}
 SCORERS = {
     "weak": "a scorer trained for a tenth of the steps",
@@ -55,7 +58,8 @@ class Arm:
     runs: list[Row]
 
     def values(self, measure: str) -> np.ndarray:
-        return np.array([run["figures"][measure] for run in self.runs], dtype=float)
+        """One a run; NaN where it was not measured."""
+        return np.array([run["figures"].get(measure) for run in self.runs], dtype=float)
 
     def mean(self, measure: str) -> float:
         return float(self.values(measure).mean())
@@ -132,10 +136,15 @@ class Comparison:
         return sorted({run["seed"] for run in self.arm.runs} & {run["seed"] for run in self.other.runs})
 
     def gap(self, measure: str) -> tuple[float, float, str]:
-        """Mean difference, the same in standard errors, and what a t-test says of it: better, worse or noise."""
-        values = [{run["seed"]: run["figures"][measure] for run in arm.runs} for arm in (self.arm, self.other)]
+        """Mean difference, the same in standard errors, and what a t-test says of it: better, worse or noise.
+
+        All NaN, and no word, where it was not measured in each run.
+        """
+        values = [{run["seed"]: run["figures"].get(measure) for run in arm.runs} for arm in (self.arm, self.other)]
         one, other = (np.array([found[seed] for seed in self.seeds], dtype=float) for found in values)
         mean = float((one - other).mean())
+        if np.isnan(mean):
+            return mean, mean, ""
         spread = np.var(one - other, ddof=1) if self.paired else np.var(one, ddof=1) + np.var(other, ddof=1)
         error = float(np.sqrt(spread / len(one)))
         # Alike to the last digit in all runs: nothing to test.
@@ -148,7 +157,7 @@ class Comparison:
     def cell(self, measure: str) -> str:
         """The gap, in words."""
         gap, errors, word = self.gap(measure)
-        return f"{gap:+.{MEASURES[measure][1]}f} ({errors:+.1f}): {word}"
+        return f"{gap:+.{MEASURES[measure][1]}f} ({errors:+.1f}): {word}" if word else ""
 
 
 def comparisons(groups: dict[Group, Arms]) -> list[Comparison]:

@@ -84,6 +84,7 @@ def main(out: Path, domain: str, here: Path) -> None:
         panels = [
             (MEASURES[measure][0], {labels[name]: arm.values(measure) for name, arm in arms.items()})
             for measure in COMPARED
+            if not any(np.isnan(arm.values(measure)).any() for arm in arms.values())
         ]
         words = f"{TITLES[domain]}, {heading(group)}: runs, means, standard errors"
         picture = figure(words, panels, labels.get("random"))
@@ -91,7 +92,11 @@ def main(out: Path, domain: str, here: Path) -> None:
     write_bytes(here / f"{domain}.md", markdown(title, domain, sections, picture is not None).encode())
     report.write(here / f"{domain}.html", page(title, sections, picture))
     write_json(here / f"{domain}.json", {"facts": facts, "rows": rows})
-    pq.write_table(pa.Table.from_pylist([flat(row) for row in rows]), here / f"{domain}.parquet")
+    plain_rows = [flat(row) for row in rows]
+    # pyarrow looks at the first row's names alone.
+    names = dict.fromkeys(name for row in plain_rows for name in row)
+    columns = {name: [row.get(name) for row in plain_rows] for name in names}
+    pq.write_table(pa.table(columns), here / f"{domain}.parquet")
 
 
 def what(facts: Row, trained: list[Row]) -> Section:
@@ -112,8 +117,9 @@ def what(facts: Row, trained: list[Row]) -> Section:
         ),
         f"Judge, in whose features all is measured: another convolutional network, right on {facts['judge']:.0%}.",
         "These networks share the images and labels, no weights."
-        + (" The judge is the chooser's kind of network: rules that look at features choose in a space like its own, "
-           "which the distances favour and the held-out loss does not." if "chooser" in right else ""),
+        + (" The judge is the chooser's kind of network: rules that look at features choose in a space like its own. "
+           "So runs are measured a second time in the teacher's (the network of the attached tokens), which is of "
+           "another kind, and blind to the rules of choosing." if "chooser" in right else ""),
         "No distance here is FID.",
     ]  # fmt: skip
     words = [" ".join(networks)]
@@ -196,7 +202,8 @@ def findings(groups: dict[Group, Arms]) -> Section:
         for measure in COMPARED:
             verdicts = [one.gap(measure)[2] for one in counted(found) if one.question == question]
             counts = [f"{word} in {verdicts.count(word)}" for word in ("better", "worse", "noise") if word in verdicts]
-            told.append(f"{MEASURES[measure][0]}: {', '.join(counts)} of {len(verdicts)}")
+            if counts:
+                told.append(f"{MEASURES[measure][0]}: {', '.join(counts)} of {len(verdicts) - verdicts.count('')}")
         if any(one.question == question for one in found):
             points.append(f"*{words}* {'; '.join(told)}.")
     measures = ("distance", *COMPARED, "copies_pixels", "copies_features")
