@@ -39,10 +39,12 @@ def panel(left: float, height: float, measure: str, arms: Mapping[str, np.ndarra
 
     found = [text(left + WIDTH / 2, 34, f"{measure} (lower is better)", "middle")]
     found += [text(x(tick), height - 10, f"{tick:.6g}", "middle", QUIET) for tick in ticks(low, high)]
-    if level is not None:
+    if level is not None and len(arms[level]):
         at = x(float(arms[level].mean()))
         found.append(f'<path d="M{at:.1f},{TOP - 10} V{height - BOTTOM}" stroke="#999" stroke-dasharray="4 4"/>')
     for place, values in enumerate(arms.values()):
+        if not len(values):
+            continue
         y, mean = row(place), float(values.mean())
         error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
         found += [

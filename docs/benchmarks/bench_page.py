@@ -42,6 +42,8 @@ TITLES = {
 }
 STAGES = ("train_scorer", "score", "select", "attach", "train", "sample")
 COVARIANCES = {"full": "full covariances", "diagonal": "variances alone, since images are fewer than features"}
+FAR = 1.5
+"""Times the random arm's class FD, beyond which a figure leaves an arm out."""
 WIDTHS = "Mean ± standard deviation over the runs."
 LIMITS = (
     "Arms are compared seed by seed, since runs of one seed share noise, held-out images and, with the same "
@@ -80,14 +82,8 @@ def main(out: Path, domain: str, here: Path) -> None:
     picture = None
     if groups:
         group, arms = next(iter(groups.items()))
-        labels = {name: f"{name} ({len(arm.runs)})" for name, arm in arms.items()}
-        panels = [
-            (MEASURES[measure][0], {labels[name]: arm.values(measure) for name, arm in arms.items()})
-            for measure in COMPARED
-            if not any(np.isnan(arm.values(measure)).any() for arm in arms.values())
-        ]
         words = f"{TITLES[domain]}, {heading(group)}: runs, means, standard errors"
-        picture = figure(words, panels, labels.get("random"))
+        picture = drawn(words, arms)
         write_bytes(here / f"{domain}.svg", picture.encode())
     write_bytes(here / f"{domain}.md", markdown(title, domain, sections, picture is not None).encode())
     report.write(here / f"{domain}.html", page(title, sections, picture))
@@ -97,6 +93,22 @@ def main(out: Path, domain: str, here: Path) -> None:
     names = dict.fromkeys(name for row in plain_rows for name in row)
     columns = {name: [row.get(name) for row in plain_rows] for name in names}
     pq.write_table(pa.table(columns), here / f"{domain}.parquet")
+
+
+def drawn(words: str, arms: Arms) -> str:
+    """The figure of a group: arms of three runs, but for those far beyond random ones, which would set the scale."""
+    several = {name: arm for name, arm in arms.items() if len(arm.runs) >= 3} or arms
+    limit = FAR * several["random"].mean("class_distance") if "random" in several else np.inf
+    near = {name: arm for name, arm in several.items() if arm.mean("class_distance") <= limit}
+    labels = {name: f"{name} ({len(arm.runs)})" for name, arm in near.items()}
+    far = [name for name in several if name not in near]
+    panels = []
+    for measure in COMPARED:
+        values = {labels[name]: arm.values(measure) for name, arm in near.items()}
+        values = {label: found[~np.isnan(found)] for label, found in values.items()}
+        if any(map(len, values.values())):
+            panels.append((MEASURES[measure][0], values))
+    return figure(words + (f" (off the scale: {', '.join(far)})" if far else ""), panels, labels.get("random"))
 
 
 def what(facts: Row, trained: list[Row]) -> Section:
