@@ -143,7 +143,7 @@ def test_a_table_is_attached_and_packed_and_attached_again_when_its_bytes_change
 
 
 def test_which_synonyms_were_asked_for_is_recorded(workspace: Path) -> None:
-    pipeline.select(pack_request(workspace, workspace, per_class=4).selection)
+    pipeline.select(pack_request(workspace, workspace, per_class=4).wanted)
     for synonyms in ("first", "all"):
         config = attachment.AttachmentConfig(
             workspace=workspace,
