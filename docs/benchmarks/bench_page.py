@@ -130,8 +130,8 @@ def what(facts: Row, trained: list[Row]) -> Section:
         f"Judge, in whose features all is measured: another convolutional network, right on {facts['judge']:.0%}.",
         "These networks share the images and labels, no weights."
         + (" The judge is the chooser's kind of network: rules that look at features choose in a space like its own. "
-           "So runs are measured a second time in the teacher's (the network of the attached tokens), which is of "
-           "another kind, and blind to the rules of choosing." if "chooser" in right else ""),
+           "So runs are measured a second time, as far as there is a figure, in the teacher's (the network of the "
+           "attached tokens), which is of another kind and which no rule saw." if "chooser" in right else ""),
         "No distance here is FID.",
     ]  # fmt: skip
     words = [" ".join(networks)]
