@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from scipy import stats
 
+from d2c.errors import D2CError
 from d2c.neighbours import nearest_either
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -76,6 +77,12 @@ def copy_rate(
     apart = nearest_either(held_out, other_held_out, train)[0]
     # A picture that is in both would excuse its own copies.
     unseen = apart > 0
+    if unseen.sum() < 2:
+        raise D2CError(
+            "the images to tell copies by are themselves training images",
+            found=f"{unseen.sum()} of {len(unseen)} differ from all of them",
+            hint="name real images that nothing was trained on with --held-out",
+        )
     apart, held_out, other_held_out = apart[unseen], held_out[unseen], other_held_out[unseen]
     usual = _closeness(apart, nearest_either(held_out, other_held_out, held_out, but_itself=True)[0])
     closeness = _closeness(distance, nearest_either(generated, other, held_out)[0])

@@ -7,6 +7,7 @@ import pytest
 from features_fixture import features
 
 from d2c.copying import copy_rate, wilson
+from d2c.errors import D2CError
 
 
 def test_copy_rate_flags_a_memoriser_and_not_a_good_generator() -> None:
@@ -55,6 +56,12 @@ def test_copies_are_caught_even_where_the_held_out_set_leaks_from_training() -> 
     assert (caught.threshold, caught.held_out_rate) == (clean.threshold, clean.held_out_rate)
     noisy = copy_rate(train[:100] + 0.05 * features(2, 100), train, held_out)
     assert noisy.rate > 0.95
+
+
+def test_unseen_images_that_were_all_trained_on_say_so() -> None:
+    train = features(0, 300)
+    with pytest.raises(D2CError, match=r"themselves training images(.|\n)*1 of 41(.|\n)*--held-out"):
+        copy_rate(features(1, 50), train, np.concatenate([train[:40], features(2, 1)]))
 
 
 @pytest.mark.parametrize(
