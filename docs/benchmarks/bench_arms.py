@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from bench import ANEW
+from bench_cells import ANEW
 from scipy import stats
 
 Row = dict[str, Any]

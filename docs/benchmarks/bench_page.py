@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from bench import MODELS, Cell, cells
 from bench_arms import (
     COMPARED,
     MEASURES,
@@ -27,6 +26,7 @@ from bench_arms import (
     grouped,
     heading,
 )
+from bench_cells import MODELS, Cell, cells
 from bench_figure import figure
 from tables import read, table
 

@@ -1,0 +1,99 @@
+"""The cells of bench.py: which runs each level has, and how the data of a domain is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from d2c.selectors import METHODS
+
+MODELS = {"sit": "sit-tiny/4", "dit": "dit-tiny/4"}
+STEPS = 3000
+AGAIN = {"second": 1, "third": 2, "fourth": 3, "fifth": 4}
+"""Scorers and choosers from other seeds: how much of a rule's result is the luck of its one subset."""
+ANEW = ("own", *AGAIN)
+"""The scorer of each seed where a rule without randomness chooses anew in each run, as random ones do."""
+FEATURES_ALONE = {name for name, rule in METHODS.items() if rule.features} - {"match"}
+
+
+@dataclass(frozen=True)
+class Domain:
+    """How a source of images is scored and measured."""
+
+    labels: str = "source"
+    mirror: bool = True
+    """Whether a mirror image means the same: for the teacher and for training."""
+    reference: bool = False
+    """Measure against `--reference`, not against what was scored."""
+
+
+DOMAINS = {
+    "cifar10": Domain(),
+    "longtail": Domain(reference=True),
+    "unlabelled": Domain(labels="clusters:10"),
+    "glyphs": Domain(mirror=False),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trained run."""
+
+    method: str
+    budget: int
+    """Images a class; 0: all."""
+    seed: int
+    attach: str = "none"
+    scorer: str = "own"
+    objective: str = "sit"
+    steps: int = STEPS
+
+    @property
+    def shards(self) -> str:
+        """Cells with the same images and attachments share an artifact."""
+        seeded = self.method in ("full", "gradient") or not METHODS[self.method].seeded
+        parts = [self.method, self.attach, self.scorer, self.budget, *([] if seeded else [self.seed])]
+        return "-".join(map(str, parts))
+
+    @property
+    def name(self) -> str:
+        return "-".join(map(str, asdict(self).values()))
+
+
+def cells(level: str, domain: str) -> list[Cell]:
+    """The runs of a level, what matters most first."""
+    if level == "c":
+        # Another scorer of unlabelled images makes other clusters: its runs and the measurement mean other classes.
+        scorers = ANEW if DOMAINS[domain].labels == "source" else ("own",) * len(ANEW)
+        return [
+            cell
+            for budget, steps in ((10, STEPS), (100, 31_250))
+            for seed, scorer in enumerate(scorers)
+            for cell in (
+                *(Cell(method, budget, seed, steps=steps) for method in ("random", "ot")),
+                *(Cell(method, budget, seed, scorer=scorer, steps=steps) for method in ("interval", "kernel", "match")),
+                Cell("full", 0, seed, steps=steps),
+            )
+        ]
+    rules = ("random", "interval", "kernel", "match", "ot", "moments", "random-window", "min", "max", "gradient")
+    found = [*_grid(rules, (10, 100), 3), *_grid(("full",), (0,), 3)]
+    if domain == "cifar10":
+        for attach in ("both", "vision", "text"):
+            found += _grid(("random", "interval") if attach == "both" else ("random",), (10, 100), 3, attach=attach)
+        for scorer in ("weak", "tenth"):
+            found += _grid(("interval", "match"), (10,), 3, scorer=scorer)
+        for scorer in ("second", "third"):
+            found += _grid(("interval", "kernel"), (10,), 3, scorer=scorer)
+        found += _grid(("random", "interval", "kernel"), (10, 100), 3, objective="dit")
+    return found
+
+
+def _grid(methods: Iterable[str], budgets: Iterable[int], seeds: int, **others: Any) -> list[Cell]:
+    # Full data has no budget; what it is compared with may train for longer.
+    return [
+        Cell(method, 0 if method == "full" else budget, seed, **others)
+        for budget in budgets
+        for seed in range(seeds)
+        for method in methods
+    ]
