@@ -133,17 +133,40 @@ def changed(source: Source, picks: Picks, bar: Bar, *, threads: int) -> list[str
         D2CError: an image is gone.
     """
     found: list[str] = []
-    rows = [
-        (_locate(source, key), digest) for key, digest in zip(picks.keys, picks.table["xxh3"].to_pylist(), strict=True)
-    ]
+    for looked, others in _looked_at(source, picks.keys, picks.table["xxh3"].to_pylist(), threads):
+        found += others
+        bar.advance(looked)
+    return found
+
+
+def unchanged(source: Source, table: pa.Table, size: int, *, threads: int) -> bool:
+    """Whether the images of ``table`` (key, xxh3) have the bytes they had, whatever the times of their files.
+
+    Where xxh3 is null, the image could not be used then and must not be usable now, at ``size`` pixels. Files are read
+    until one differs.
+
+    Raises:
+        D2CError: an image is gone.
+    """
+    good, bad = (table.filter(mask) for mask in (table["xxh3"].is_valid(), table["xxh3"].is_null()))
+    for _, others in _looked_at(source, good["key"].to_pylist(), good["xxh3"].to_pylist(), threads):
+        if others:
+            return False
+    unusable = [_locate(source, key) for key in bad["key"].to_pylist()]
+    return not any(map(len, batches.load(source, unusable, size, batch=_AT_ONCE, threads=threads)))
+
+
+def _looked_at(
+    source: Source, keys: Sequence[str], digests: Sequence[str], threads: int
+) -> Iterator[tuple[int, list[str]]]:
+    """How many images were read, and the keys of those whose bytes have another xxh3; a few at a time."""
+    rows = [(_locate(source, key), digest) for key, digest in zip(keys, digests, strict=True)]
     with ThreadPoolExecutor(threads) as pool:
         # A few at a time, so that an interruption need not wait for all of them.
         for start in range(0, len(rows), _AT_ONCE):
             some = rows[start : start + _AT_ONCE]
             same = pool.map(lambda row: _is(source, *row), some)
-            found += [source.keys[index] for (index, _), good in zip(some, same, strict=True) if not good]
-            bar.advance(len(some))
-    return found
+            yield len(some), [source.keys[index] for (index, _), good in zip(some, same, strict=True) if not good]
 
 
 def _is(source: Source, index: int, digest: str) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 import torch
 
 from d2c import packing, picks, pilot, runtime, scoring, training
@@ -27,9 +28,12 @@ from d2c.sources import Source
 from d2c.steps import Step, run_step
 from d2c.throughput import pays
 from d2c.workspace import Stage, Workspace
+from formats import open_artifact
 from formats.files import read_json, write_json
 from formats.hashing import xxh3_json
 
+SAME = "same.json"
+"""Names the scorer that was trained on the same images, when their files had other times."""
 SCORER_IMAGES = 100_000
 """A scorer trained here sees at most this many images: the paper finds that a weak scorer costs little (Table 6)."""
 
@@ -98,7 +102,9 @@ def score(request: ScoreRequest, progress: Progress | None = None) -> tuple[scor
         chosen = str(kept)
         progress.say(f"--retry-bad: the scorer stays {chosen}")
     if chosen == TRAIN_SCORER:
-        scorer = plan_scorer(request, source, codec, size)
+        if not (scorer := plan_scorer(request, source, codec, size)).done:
+            runtime.once(lambda: _know_again(scorer, source, size, request.threads, progress))
+            scorer = plan_scorer(request, source, codec, size)
         reasons = [] if scorer.done else [_why_train(request, source, scorer)]
         if reasons and request.share is not None:
             raise UsageError(
@@ -200,10 +206,30 @@ def _kept_scorer(request: ScoreRequest, source: Source, codec: str, size: int) -
     if not (run.name == "run" and run.parent.parent == workspace.scorer and (run / RUN).exists()):
         return None
     wanted = plan_scorer(request, source, codec, size)
-    asked = {"model": wanted.model, "seed": request.seed, "steps": wanted.recipe.steps}
-    trained = read_json(run / RUN)["identity"]
-    found = {"model": trained["model"], "seed": trained["seed"], "steps": trained["recipe"]["steps"]}
-    return run if found == asked else None
+    return run if run.parent in wanted.alike() else None
+
+
+def _know_again(scorer: ScorerPlan, source: Source, size: int, threads: int, progress: Progress) -> None:
+    """Let ``scorer`` be the one that was trained alike on a copy of these images, if there is one.
+
+    The times of files make another source, of which another scorer would be trained, and all images scored again.
+    """
+    labels = dict(zip(scorer.images.keys, scorer.images.table["label"].to_pylist(), strict=True))
+    for folder in scorer.alike():
+        artifact = open_artifact(folder / "shards")
+        infos = [artifact.info(i) for i in range(len(artifact))]
+        trained = {info["source_key"]: info["source_xxh3"] for info in infos}
+        if len(artifact.classes) != len(source.classes) or any(
+            labels.get(info["source_key"]) != info["class_id"] for info in infos
+        ):
+            continue
+        progress.say(f"looking whether these are the images that {folder} was trained on")
+        # What could not be used was not trained on.
+        table = pa.table({"key": list(labels), "xxh3": pa.array([trained.get(key) for key in labels], pa.string())})
+        if picks.unchanged(source, table, size, threads=threads):
+            write_json(scorer.folder / SAME, {"images_of": folder.name})
+            progress.say("they are, under other file times: the scorer stays")
+            return
 
 
 def _why_train(request: ScoreRequest, source: Source, scorer: ScorerPlan) -> str:
@@ -259,9 +285,21 @@ class ScorerPlan:
         """The run's folder, which is what `score` takes as its scorer."""
         return self.folder / "run"
 
+    @property
+    def reasons(self) -> list[str]:
+        """Why it must be trained, as far as that is known before images are read."""
+        if self.done:
+            return []
+        return ["source changed: trained anew unless its images are the same"] if self.alike() else ["not trained yet"]
+
+    def alike(self) -> list[Path]:
+        """Folders of scorers that were trained alike, on another source or on a copy of this one."""
+        found = sorted(self.folder.parent.glob(f"{self.folder.name.partition('-')[0]}-*"))
+        return [folder for folder in found if Run(folder / "run").finished_steps() >= self.recipe.steps]
+
 
 def plan_scorer(request: ScoreRequest, source: Source, codec: str, size: int) -> ScorerPlan:
-    """Which model, how long, and on which images; the folder's name follows from all that decides the weights."""
+    """Which model, how long, and on which images; the folder's name follows from the options, then from the source."""
     small = codec == "rgb"
     model = request.scorer_model or choose_scorer_model(codec, size)
     numbers = recipe("small" if small else "sit", steps=request.scorer_steps or (2_000 if small else 20_000))
@@ -277,11 +315,12 @@ def plan_scorer(request: ScoreRequest, source: Source, codec: str, size: int) ->
         "codec": latent.to_dict(),
         "precision": resolve_precision(request.precision, device),
         "seed": request.seed,
-        "source": source.digest,
     }
     if not request.compile and pays(device, plain.steps * plain.batch_size):
         asked["compile"] = False  # where it would be compiled, its weights differ
-    folder = Workspace(request.workspace).scorer / xxh3_json(asked)[:8]
+    folder = Workspace(request.workspace).scorer / f"{xxh3_json(asked)[:8]}-{source.digest[:8]}"
+    if (folder / SAME).exists():
+        folder = folder.with_name(read_json(folder / SAME)["images_of"])
     return ScorerPlan(
         folder=folder,
         model=model,

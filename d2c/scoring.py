@@ -7,6 +7,7 @@ alone, so that any number of processes, and any number of kills, leaves the same
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from d2c import runtime
+from d2c import picks, runtime
 from d2c.config import identity
 from d2c.difficulty import Difficulty
 from d2c.errors import D2CError
@@ -25,8 +26,9 @@ from d2c.runtime import Ranks
 from d2c.score_plan import Plan, ScoringConfig, estimate_seconds, open_scored, parts_digest, plan
 from d2c.score_table import merge
 from d2c.scorers import Denoiser
+from d2c.sources import Source
 from d2c.workspace import BAD_FILES, CLASSES, DUPLICATES, LEAKS, SCORES, Record, Stage, Workspace
-from formats.files import read_table, remove_tree, write_json, write_table
+from formats.files import read_table, remove_tree, write_bytes, write_json, write_table
 
 __all__ = ["Plan", "Result", "ScoringConfig", "Share", "estimate_seconds", "plan", "run", "run_share"]
 
@@ -110,7 +112,7 @@ def _begin(plan: Plan) -> None:
         # The tasks of a job array all say --overwrite: only the first of them finds a record.
         stage.unfinish()
         remove_tree(stage.path / "parts" / plan.digest)
-    if not any(part.done for part in parts):
+    if not any((stage.path / "parts" / plan.digest).glob("*.parquet")):
         stage.forget_cost()
     again = plan.parts_with_bad() if config.retry_bad else []
     stage.begin(identity(config), plan.inputs, keep=True)
@@ -143,15 +145,46 @@ def _score_parts(ranks: Ranks, job: _Job) -> None:
         scorer = Difficulty.open(job.config.settings, source)
         # As the bytes lie: in key order a large Parquet file's row groups would be visited at random.
         order = source.storage_order()
+        earlier, kept = _earlier_parts(job.todo), list[Part]()
 
         def make(part: Part, bar: Bar) -> None:
             tables = []
-            for table in scorer.tables(order[part.items.start : part.items.stop].tolist()):
+            indices = order[part.items.start : part.items.stop].tolist()
+            for path in earlier.get(part.number, []):
+                if _same_images(path, source, indices, job.config):
+                    write_bytes(part.path, path.read_bytes())
+                    bar.advance(len(part.items) * ranks.world)
+                    kept.append(part)
+                    return
+            for table in scorer.tables(indices):
                 tables.append(table)
                 bar.advance(table.num_rows * ranks.world)
             write_table(part.path, pa.concat_tables(tables))
 
         work(job.todo, make, ranks=ranks, stage=job.stage, progress=job.progress, label="score")
+        if kept and ranks.main:
+            job.progress.say("images that are the same under other file times keep their scores")
+
+
+def _earlier_parts(todo: ToDo) -> dict[int, list[Path]]:
+    """Parts of the numbers that are to do, made when the files had other times, or had them elsewhere."""
+    found: dict[int, list[Path]] = defaultdict(list)
+    numbers = {f"{part.number:06d}": part.number for part in todo.parts}
+    for path in sorted(todo.parts[0].path.parent.glob("*.parquet")) if todo.parts else []:
+        if (number := numbers.get(path.name.partition("-")[0])) is not None:
+            found[number].append(path)
+    return found
+
+
+def _same_images(path: Path, source: Source, indices: list[int], config: ScoringConfig) -> bool:
+    """Whether a part's images are those at ``indices``, under the same labels and byte for byte."""
+    table = read_table(path, ["key", "label", "xxh3"])
+    labels = {source.keys[index]: int(source.labels[index]) for index in indices}
+    there = dict(zip(table["key"].to_pylist(), table["label"].to_pylist(), strict=True))
+    # What could not be used has no label.
+    if there.keys() != labels.keys() or any(label not in (None, labels[key]) for key, label in there.items()):
+        return False
+    return picks.unchanged(source, table, config.size, threads=config.threads)
 
 
 def _merge(plan: Plan, progress: Progress) -> None:

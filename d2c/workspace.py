@@ -1,6 +1,6 @@
 """The directory where stages meet. A stage's record is written last: no record, not finished.
 
-Layout: ``clusters/  scorer/<digest>/{shards,run}  pilot/  scores/  features/<encoder>/  confidence/<encoder>/
+Layout: ``clusters/  scorer/<options>-<source>/{shards,run}  pilot/  scores/  features/<encoder>/  confidence/<encoder>/
 selection/<name>/  attachments/text/<encoder>/  attachments/<selection>/<encoder>/  judge/  reference/<space>/``. Each
 stage's folder holds ``stage.json`` (its record), ``begun.json`` (what an unfinished run was asked for), ``cost.jsonl``
 (seconds of work, a line a part) and its own files.

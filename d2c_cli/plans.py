@@ -68,7 +68,7 @@ def score(request: ScoreRequest, price: float | None = None) -> Facts:
             "steps": scorer.recipe.steps,
             "passes_per_image": round(scorer.recipe.steps * scorer.recipe.batch_size / len(scorer.images), 1),
         }
-        steps.append(step("train the scorer", [] if scorer.done else ["not trained yet"], training))
+        steps.append(step("train the scorer", scorer.reasons, training))
         if not scorer.done:
             after = ["the scorer is not trained yet, so the time is not known"]
             return {**facts, "steps": [*steps, *_unknown(request, source, after)]}

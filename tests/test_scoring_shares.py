@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from d2c import pilot, score_pipeline, scoring
+from d2c.difficulty import Difficulty
 from d2c.errors import D2CError, UsageError
 from d2c.images import BadImage
 from d2c.progress import Silent
 from d2c.score_pipeline import ScoreRequest
 from d2c.scoring import ScoringConfig
-from d2c.sources import Source, open_source
+from d2c.sources import Source, open_source, relabel
 from d2c.workspace import BAD_FILES, SCORES
 from d2c_cli import plans
 from formats.files import read_table
@@ -255,6 +256,80 @@ def test_a_mended_file_costs_its_part_alone(
     after = {path.name for path in (first.path / "parts").rglob("*.parquet")}
     assert len(after - before) == len(before - after) == 1
     assert len(after) == 6
+
+
+def _counted(patch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each call of the scorer was given from now on."""
+    given: list[int] = []
+    tables = Difficulty.tables
+
+    def count(self: Difficulty, indices: list[int]) -> Any:
+        given.append(len(indices))
+        return tables(self, indices)
+
+    patch.setattr(Difficulty, "tables", count)
+    return given
+
+
+@pytest.mark.parametrize("scorer_is_trained", [False, True])
+def test_a_copy_under_other_times_keeps_its_scores_and_its_scorer(
+    tmp_path: Path, image_folder: Path, scorer: Path, scorer_is_trained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(image_folder, tmp_path / "pets"))
+    (folder / "dog" / "003.png").write_bytes(b"no picture")
+    request = ScoreRequest(
+        source=str(folder), workspace=tmp_path / "ws", scorer=None if scorer_is_trained else str(scorer), codec="rgb",
+        size=8, evals=2, scorer_steps=2, device="cpu", batch_size=8,
+    )  # fmt: skip
+    monkeypatch.setattr("d2c.score_pipeline.scoring_config", partial(_small_parts, score_pipeline.scoring_config))
+    first, _ = score_pipeline.score(request)
+    copy = Path(shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile))
+    moved = replace(request, source=str(copy))
+    if scorer_is_trained:
+        planned, *_ = plans.score(moved)["steps"]
+        assert planned["reasons"] == ["source changed: trained anew unless its images are the same"]
+    given = _counted(monkeypatch)
+    again, steps = score_pipeline.score(moved)
+    assert given == []
+    assert [step.stage for step in steps if step.ran] == ["score"]
+    assert outputs(again) == outputs(first)
+    assert again.record.digest == first.record.digest
+    assert again.record.cost["seconds"] >= first.record.cost["seconds"] > 0
+    assert not [step for step in score_pipeline.score(moved)[1] if step.ran]
+
+    # Of the same size, so that only the content tells.
+    whole = (copy / "cat" / "004.png").read_bytes()
+    (copy / "cat" / "004.png").write_bytes(whole[:-20] + bytes(20))
+    _, steps = score_pipeline.score(moved)
+    assert sum(given) == (95 if scorer_is_trained else 16)
+    assert [step.stage for step in steps if step.ran] == [*["train the scorer"] * scorer_is_trained, "score"]
+
+
+def test_what_could_not_be_used_and_now_can_is_no_copy(
+    tmp_path: Path, image_folder: Path, scorer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(image_folder, tmp_path / "pets"))
+    (folder / "dog" / "003.png").write_bytes(b"no picture")
+    score(config(folder, tmp_path / "ws", scorer))
+    copy = Path(shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile))
+    shutil.copy(image_folder / "dog" / "003.png", copy / "dog" / "003.png")
+    given = _counted(monkeypatch)
+    again = score(config(copy, tmp_path / "ws", scorer))
+    assert given == [16]
+    assert (again.record.summary["images"], again.record.summary["bad_files"]) == (95, 0)
+
+
+def test_the_same_files_under_other_labels_are_scored_again(
+    tmp_path: Path, image_folder: Path, scorer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = config(image_folder, tmp_path, scorer)
+    score(asked)
+    plan = scoring.plan(asked)
+    other = relabel(plan.source, 1 - plan.source.labels.clip(0, 1), [known.name for known in plan.source.classes])
+    monkeypatch.setattr(scoring, "open_scored", lambda _: other)
+    given = _counted(monkeypatch)
+    scoring.run(scoring.plan(asked, other))
+    assert sum(given) == 95
 
 
 def test_another_scorer_is_trained_where_another_is_asked_for(tmp_path: Path, image_folder: Path) -> None:

@@ -38,12 +38,12 @@ SCORERS = {
     "fifth": "a fifth scorer and fifth features",
 }
 ANEW_TOO = ", anew"
-"""The arm of a rule without randomness whose runs each have their own scorer and features, so their own subset."""
+"""The arm of a rule whose runs each have their own scorer and features, so their own subset."""
 OURS = "kernel"
 QUESTIONS = {
     "interval": "Is the paper's interval sampling better than random?",
     "rules": "Are other rules better than random?",
-    "ours": "Is matching distributions better than interval sampling, GADC's objective, and matching difficulty too?",
+    "ours": "Is our rule, `kernel`, better than interval sampling and than other rules that match?",
     "attach": "Does attaching help?",
     "scorer": "Does another scorer, weaker or of another seed, choose worse?",
     "full": "Are a few random images better than all of them, in as many steps?",
@@ -181,8 +181,9 @@ def comparisons(groups: dict[Group, Arms]) -> list[Comparison]:
                 )  # fmt: skip
                 found.append(Comparison("attach" if scorer == "own" else "scorer", words, key, arm, base[rule]))
         both = f", both{chosen[1:-1]}" if chosen else ""
-        rivals = [(OURS, rule) for rule in ("interval", "ot", "match")]
-        rivals += [(OURS + ANEW_TOO, rule) for rule in ("interval" + ANEW_TOO, "ot", "match" + ANEW_TOO)]
+        rivals = [
+            (OURS + anew, rule + anew) for anew in ("", ANEW_TOO) for rule in ("interval", "ot", "match", "moments")
+        ]
         found += [
             Comparison("ours", f"`{ours}` against `{rule}`{both}", key, arms[ours], arms[rule])
             for ours, rule in rivals

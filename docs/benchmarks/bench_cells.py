@@ -13,7 +13,7 @@ STEPS = 3000
 AGAIN = {"second": 1, "third": 2, "fourth": 3, "fifth": 4}
 """Scorers and choosers from other seeds: how much of a rule's result is the luck of its one subset."""
 ANEW = ("own", *AGAIN)
-"""The scorer of each seed where a rule without randomness chooses anew in each run, as random ones do."""
+"""The scorer and chooser of each seed where a rule chooses anew in each run, as random ones do."""
 FEATURES_ALONE = {name for name, rule in METHODS.items() if rule.features} - {"match"}
 
 
@@ -71,8 +71,11 @@ def cells(level: str, domain: str) -> list[Cell]:
             for budget, steps in ((10, STEPS), (100, 31_250))
             for seed, scorer in enumerate(scorers)
             for cell in (
-                *(Cell(method, budget, seed, steps=steps) for method in ("random", "ot")),
-                *(Cell(method, budget, seed, scorer=scorer, steps=steps) for method in ("interval", "kernel", "match")),
+                Cell("random", budget, seed, steps=steps),
+                *(
+                    Cell(rule, budget, seed, scorer=scorer, steps=steps)
+                    for rule in ("interval", "kernel", "ot", "moments")
+                ),
                 Cell("full", 0, seed, steps=steps),
             )
         ]
