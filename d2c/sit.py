@@ -41,6 +41,16 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
+def _xavier(root: nn.Module) -> None:
+    """Draw the weights of all linear maps and convolutions of ``root``; biases are zero."""
+    for module in root.modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            # A convolution whose kernel covers its whole input is a linear map over that input.
+            nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
 class Block(nn.Module):
     """Attention and MLP, each modulated and gated by the condition (adaLN-zero)."""
 
@@ -114,20 +124,18 @@ class SiT(nn.Module):
         self.pos_embed = nn.Parameter(torch.from_numpy(table).float()[None], requires_grad=False)
         self.blocks = nn.ModuleList(Block(width, spec.heads, spec.qk_norm) for _ in range(spec.depth))
         self.final_layer = FinalLayer(width, spec.patch**2 * spec.out_channels, spec.class_dim)
+        self._initialise()
+        # After the trunk: its first weights are the same with and without what is attached.
         if spec.text_dim is not None:
             self.text_embedder = DCEmbedding(spec.text_dim, spec.text_tokens, width)
+            _xavier(self.text_embedder)
         if spec.align_dim is not None:
             self.projectors = nn.ModuleList([_projector(spec, spec.align_dim)])
-        self._initialise()
+            _xavier(self.projectors)
 
     def _initialise(self) -> None:
         """Xavier for linear maps, N(0, 0.02) for embeddings, zero for every gate and for the output (DiT, 3.2)."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-                # A convolution whose kernel covers its whole input is a linear map over that input.
-                nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        _xavier(self)
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         for weight in (parameter for parameter in self.t_embedder.parameters() if parameter.ndim == 2):
             nn.init.normal_(weight, std=0.02)

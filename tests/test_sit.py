@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -128,6 +129,20 @@ def test_a_fresh_model_outputs_zero_and_every_block_starts_as_the_identity() -> 
     latents, t, labels = inputs(spec)
     assert not model(latents, t, labels).any()
     assert torch.equal(model.hidden(latents, t, labels, 1), model.hidden(latents, t, labels, 4))
+
+
+def test_what_is_attached_leaves_the_first_weights_of_the_trunk() -> None:
+    torch.manual_seed(0)
+    plain = SiT(model_spec("sit-tiny/2", 8, 3, 4)).state_dict()
+    torch.manual_seed(0)
+    spec = replace(model_spec("sit-tiny/2", 8, 3, 4), text_dim=6, text_tokens=2, align_dim=5)
+    attached = SiT(spec)
+    assert all(torch.equal(attached.state_dict()[name], weights) for name, weights in plain.items())
+    for module in (attached.text_embedder, attached.projectors):
+        linear = next(part for part in module.modules() if isinstance(part, torch.nn.Linear))
+        bound = math.sqrt(6 / sum(linear.weight.shape))
+        assert 0.8 * bound < linear.weight.abs().max() <= bound
+        assert not linear.bias.any()
 
 
 def test_null_drops_class_and_text_together() -> None:

@@ -46,12 +46,12 @@ FAR = 1.5
 """Times the random arm's class FD, beyond which a figure leaves an arm out."""
 WIDTHS = "Mean ± standard deviation over the runs."
 LIMITS = (
-    "Arms are compared seed by seed, since runs of one seed share noise, held-out images and, with the same "
-    "attachments, first weights. In brackets: standard errors of the difference. Better and worse: a t-test says "
-    "p < 0.05, paired unless the line says otherwise. Nothing is corrected for the number of comparisons: of twenty, "
-    "one is expected to look so by chance. Most rules make one subset from one scorer and one network of features, "
-    "whose luck is not in the error; where they choose anew it is, and only those are counted where there are both. "
-    "Scores of pixels are mostly texture: in a latent space rules may rank otherwise."
+    "Arms are compared seed by seed, since runs of one seed share noise, held-out images and first weights. In "
+    "brackets: standard errors of the difference. Better and worse: a t-test says p < 0.05, paired unless the line "
+    "says otherwise. Nothing is corrected for the number of comparisons: of twenty, one is expected to look so by "
+    "chance. Most rules make one subset from one scorer and one network of features, whose luck is not in the error; "
+    "where they choose anew it is, and only those are counted where there are both. Scores of pixels are mostly "
+    "texture: in a latent space rules may rank otherwise."
 )
 
 
