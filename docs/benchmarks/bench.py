@@ -249,6 +249,8 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one thread")
     args = parser.parse_args()
     args.out = args.out.absolute()
+    if args.level == "c" and not cells("c", args.domain):
+        parser.error(f"{args.domain} has no level C")
     bench = Bench(args)
     bench.prepare()
     wanted = re.compile(args.only)

@@ -14,6 +14,8 @@ AGAIN = {"second": 1, "third": 2, "fourth": 3, "fifth": 4}
 """Scorers and choosers from other seeds: how much of a rule's result is the luck of its one subset."""
 ANEW = ("own", *AGAIN)
 """The scorer and chooser of each seed where a rule chooses anew in each run, as random ones do."""
+RULES = ("random", "interval", "kernel", "match", "ot", "moments", "random-window", "min", "max", "gradient")
+FEW = ("random", "interval", "kernel", "ot", "moments")
 FEATURES_ALONE = {name for name, rule in METHODS.items() if rule.features} - {"match"}
 
 
@@ -26,12 +28,16 @@ class Domain:
     """Whether a mirror image means the same: for the teacher and for training."""
     reference: bool = False
     """Measure against `--reference`, not against what was scored."""
+    grid: tuple[str, ...] = RULES
+    """Level B's rules."""
+    whole: bool = False
+    """Has level C, and level B's attachments, other scorers and DiT's objective."""
 
 
 DOMAINS = {
-    "cifar10": Domain(),
-    "longtail": Domain(reference=True),
-    "unlabelled": Domain(labels="clusters:10"),
+    "cifar10": Domain(whole=True),
+    "longtail": Domain(reference=True, grid=FEW),
+    "unlabelled": Domain(labels="clusters:10", grid=FEW),
     "glyphs": Domain(mirror=False),
 }
 
@@ -63,25 +69,21 @@ class Cell:
 
 def cells(level: str, domain: str) -> list[Cell]:
     """The runs of a level, what matters most first."""
+    rules = DOMAINS[domain]
     if level == "c":
-        # Another scorer of unlabelled images makes other clusters: its runs and the measurement mean other classes.
-        scorers = ANEW if DOMAINS[domain].labels == "source" else ("own",) * len(ANEW)
         return [
             cell
             for budget, steps in ((10, STEPS), (100, 31_250))
-            for seed, scorer in enumerate(scorers)
+            for seed, scorer in enumerate(ANEW)
             for cell in (
                 Cell("random", budget, seed, steps=steps),
-                *(
-                    Cell(rule, budget, seed, scorer=scorer, steps=steps)
-                    for rule in ("interval", "kernel", "ot", "moments")
-                ),
+                *(Cell(rule, budget, seed, scorer=scorer, steps=steps) for rule in FEW if rule != "random"),
                 Cell("full", 0, seed, steps=steps),
             )
+            if rules.whole
         ]
-    rules = ("random", "interval", "kernel", "match", "ot", "moments", "random-window", "min", "max", "gradient")
-    found = [*_grid(rules, (10, 100), 3), *_grid(("full",), (0,), 3)]
-    if domain == "cifar10":
+    found = [*_grid(rules.grid, (10, 100), 3), *_grid(("full",), (0,), 3)]
+    if rules.whole:
         for attach in ("both", "vision", "text"):
             found += _grid(("random", "interval") if attach == "both" else ("random",), (10, 100), 3, attach=attach)
         for scorer in ("weak", "tenth"):

@@ -152,7 +152,11 @@ def what(facts: Row, trained: list[Row]) -> Section:
         )
     there = {Cell(**{field.name: row[field.name] for field in fields(Cell)}).name for row in trained}
     planned = {level: {cell.name for cell in cells(level, facts["domain"])} for level in "bc"}
-    done = [f"{len(there & names)} of {len(names)} runs of level {level.upper()}" for level, names in planned.items()]
+    done = [
+        f"{len(there & names)} of {len(names)} runs of level {level.upper()}"
+        for level, names in planned.items()
+        if names
+    ]
     words.append(f"Done so far: {', '.join(done)}.")
     return Section("What was measured", [*words, facts["machine"]])
 
