@@ -131,7 +131,7 @@ def plan(config: AttachmentConfig) -> Plan:
     """
     workspace = Workspace(config.workspace)
     scores = workspace.scores.require("d2c score DIR")
-    chosen = workspace.selection(config.selection).require("d2c select --ratio R")
+    chosen = workspace.selected(config.selection)
     names = xxh3(repr([(c["id"], c["name"]) for c in scores.summary["classes"]]).encode())
     inputs = {
         "text": {"classes": names, "weights": _text_stamp(config.text)},

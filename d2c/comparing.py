@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from d2c.errors import D2CError
-from d2c.explaining import finished
 from d2c.own_table import read_keyed
 from d2c.workspace import SCORES, SELECTION, Workspace
 from formats.files import read_table
@@ -42,7 +41,7 @@ def _rows(workspace: Workspace, keys: pa.Array, selection: str) -> Array:
     if path.suffix == ".parquet":
         chosen = read_keyed(path)["key"]
     else:
-        finished(workspace, selection)
+        workspace.selected(selection)
         chosen = read_table(workspace.selection(selection).output(SELECTION), columns=["key"])["key"]
     found = pc.index_in(chosen, value_set=keys)
     if found.null_count or not len(found):

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from d2c import neighbours
 from d2c.errors import D2CError, UsageError
 from d2c.selectors import METHODS, Candidates, ranks
-from d2c.workspace import BAD_FILES, CROSS_ENTROPIES, DUPLICATES, FEATURES, SCORES, SELECTION, Record, Workspace
+from d2c.workspace import BAD_FILES, CROSS_ENTROPIES, DUPLICATES, FEATURES, SCORES, SELECTION, Workspace
 from formats.files import read_table
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -166,7 +166,7 @@ def explain(workspace: Workspace, key: str, name: str | None = None) -> dict[str
         name = (workspace.current("selection") or {}).get("name")
     if name is None:
         raise UsageError("nothing is selected yet", where=workspace.path, hint=f"make a selection with: {_MADE_BY}")
-    scores, record = workspace.scores.require("d2c score DIR"), finished(workspace, name)
+    scores, record = workspace.scores.require("d2c score DIR"), workspace.selected(name)
     asked, column = record.config, str(record.config["score"])
     columns = dict.fromkeys(["key", "label", "score", "stderr", column])
     table = read_table(workspace.scores.output(SCORES), columns=list(columns))
@@ -213,31 +213,6 @@ def explain(workspace: Workspace, key: str, name: str | None = None) -> dict[str
         "nearest_picks": case.nearest(),
         "duplicate": _duplicate(workspace, key),
     }
-
-
-def finished(workspace: Workspace, name: str) -> Record:
-    """The record of the selection ``name``.
-
-    Raises:
-        D2CError: there is none of this name, or the images were scored again since.
-    """
-    record = workspace.selection(name).record()
-    if record is None:
-        there = sorted(path.parent.name for path in (workspace.path / "selection").glob("*/stage.json"))
-        raise D2CError(
-            "there is no such selection",
-            where=workspace.path,
-            found=name,
-            expected=", ".join(there) or "none yet",
-            hint=_meant(name, there) or f"make it with: {_MADE_BY}",
-        )
-    if record.inputs["scores"] != workspace.scores.require("d2c score DIR").digest:
-        raise D2CError(
-            "the images were scored again since this selection was made",
-            where=workspace.selection(name).path,
-            hint="run the same d2c select again",
-        )
-    return record
 
 
 def _meant(typed: str, known: list[str]) -> str:

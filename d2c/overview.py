@@ -18,7 +18,6 @@ import pyarrow.compute as pc
 from d2c import contact_sheets, overview_page, report, runtime
 from d2c.config import execution
 from d2c.contact_sheets import Chosen, Sheet
-from d2c.errors import D2CError
 from d2c.judge import RealImages, open_space, scored_rows
 from d2c.labelling import reopen
 from d2c.overview_page import MEASURES, ClassSheets, Overview, Sheets, Space
@@ -81,13 +80,7 @@ def plan(config: OverviewConfig) -> Plan:
     """
     workspace = Workspace(config.workspace)
     scores = workspace.scores.require("d2c score DIR")
-    selection = workspace.selection(config.selection).require(_MADE_BY)
-    if selection.inputs["scores"] != scores.digest:
-        raise D2CError(
-            "the images were scored again since this selection was made",
-            where=workspace.selection(config.selection).path,
-            hint="run the same d2c select again",
-        )
+    selection = workspace.selected(config.selection)
     features = None if config.features is None else workspace.features(config.features).require(_MADE_BY)
     return Plan(config, scores, selection, features)
 

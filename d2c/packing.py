@@ -119,7 +119,7 @@ def plan(config: PackingConfig) -> Plan:
     """
     workspace = Workspace(config.workspace)
     scores = workspace.scores.require("d2c score DIR")
-    chosen = workspace.selection(config.selection).require("d2c select --ratio R")
+    chosen = workspace.selected(config.selection)
     text_stage = workspace.text(config.text) if config.text else None
     vision_stage = workspace.vision(config.selection, config.vision) if config.vision else None
     text = text_stage.require("d2c attach") if text_stage else None

@@ -307,13 +307,16 @@ def _fill(workspace: Workspace, plan: Plan) -> None:
     }
     picks = _picks(settings).table
     scores, selection = workspace.scores, workspace.selection(_NAME)
-    if scores.stale(config, inputs) or selection.stale({}, inputs):
+    if scores.stale(config, inputs):
         with scores.locked():
             scores.begin(config, inputs)
             write_table(scores.path / SCORES, picks)
             write_json(scores.path / CLASSES, classes)
             scores.finish([SCORES, CLASSES], summary, device="cpu")
-            selection.begin({}, inputs)
+    chosen = {"scores": scores.require("d2c rebuild RECIPE").digest}
+    if selection.stale({}, chosen):
+        with selection.locked():
+            selection.begin({}, chosen)
             write_table(selection.path / SELECTION, picks.select(["key", "label", "score", "class_rank", "rank"]))
             selection.finish([SELECTION], {"images": len(recipe)}, device="cpu")
     scores.refresh(**summary)

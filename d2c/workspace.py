@@ -8,6 +8,7 @@ stage's folder holds ``stage.json`` (its record), ``begun.json`` (what an unfini
 
 from __future__ import annotations
 
+import difflib
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -245,6 +246,32 @@ class Workspace:
 
     def selection(self, name: str) -> Stage:
         return Stage(self.path / "selection" / name, "selection", 1)
+
+    def selected(self, name: str) -> Record:
+        """The record of the selection ``name``, which was made from the scores that are there.
+
+        Raises:
+            D2CError: nothing is scored, there is none of this name, or the images were scored again since.
+        """
+        scores, stage = self.scores.require("d2c score DIR"), self.selection(name)
+        record = stage.record()
+        if record is None:
+            there = sorted(path.parent.name for path in (self.path / "selection").glob(f"*/{RECORD}"))
+            close = difflib.get_close_matches(name, there, cutoff=0.6)
+            raise D2CError(
+                "there is no such selection",
+                where=self.path,
+                found=name,
+                expected=", ".join(there) or "none yet",
+                hint=f"did you mean {', or '.join(close)}?" if close else "make it with: d2c select --ratio R",
+            )
+        if record.inputs.get("scores") != scores.digest:
+            raise D2CError(
+                "the images were scored again since this selection was made",
+                where=stage.path,
+                hint="run the same d2c select again",
+            )
+        return record
 
     def text(self, name: str) -> Stage:
         """Text embeddings, one per class."""

@@ -126,8 +126,8 @@ def test_a_selection_made_before_is_packed_by_name(workspace: Path, tmp_path: Pa
     assert len(open_artifact(tmp_path / "first")) == 3
     with pytest.raises(UsageError, match="--selection and a budget"):
         pipeline.pack(pack_request(workspace, tmp_path / "both", selected=first, per_class=4))
-    with pytest.raises(D2CError, match="d2c select"):
-        pipeline.pack(pack_request(workspace, tmp_path / "none", selected="nonsense"))
+    with pytest.raises(D2CError, match=rf"no such selection[\s\S]*did you mean {first}"):
+        pipeline.pack(pack_request(workspace, tmp_path / "none", selected=first[:-1]))
 
 
 def test_two_processes_and_another_day_write_the_same_bytes(workspace: Path, tmp_path: Path, packed: Path) -> None:
@@ -222,6 +222,23 @@ def test_an_image_that_changed_after_scoring_is_an_error_and_nothing_is_packed(
         pipeline.pack(pack_request(own_images["workspace"], tmp_path / "shards"))
     assert "d2c score" in str(caught.value)
     assert not (tmp_path / "shards").exists()
+
+
+def test_a_selection_by_other_scores_than_those_there_is_not_packed(
+    own_images: dict[str, Any], tmp_path: Path, image_folder: Path, scorer: Path
+) -> None:
+    from d2c import scoring
+
+    again = scoring.ScoringConfig(
+        source=image_folder, workspace=own_images["workspace"], scorer=str(scorer), codec="rgb", size=8, evals=4,
+        device="cpu",
+    )  # fmt: skip
+    scoring.run(scoring.plan(again))
+    with pytest.raises(D2CError, match="scored again since this selection"):
+        pipeline.pack(pack_request(own_images["workspace"], tmp_path / "shards"))
+    assert not (tmp_path / "shards").exists()
+    chosen_by(own_images["workspace"], 3)
+    pipeline.pack(pack_request(own_images["workspace"], tmp_path / "shards"))
 
 
 def test_a_folder_of_something_else_is_never_replaced(workspace: Path, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ python docs/benchmarks/bench.py OUT --images SOURCE --level c          # 1,000 p
 python docs/benchmarks/bench_page.py OUT cifar10                       # the page, from what is finished
 
 Each level first says what is left and how long that should take. Kill it at any moment; run it again. `--domain` names
-the data in the results; `longtail`, `unlabelled` and `glyphs` are made or read in their own ways (see `DOMAINS`).
+the data in the results, `own` any labelled images; `longtail`, `unlabelled` and `glyphs` are made or read in their own
+ways (see `DOMAINS`).
 """
 
 from __future__ import annotations

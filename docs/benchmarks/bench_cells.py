@@ -39,6 +39,7 @@ DOMAINS = {
     "longtail": Domain(reference=True, grid=FEW),
     "unlabelled": Domain(labels="clusters:10", grid=FEW),
     "glyphs": Domain(mirror=False),
+    "own": Domain(whole=True),
 }
 
 

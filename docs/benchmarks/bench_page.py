@@ -39,6 +39,7 @@ TITLES = {
     "longtail": "A long-tailed CIFAR-10",
     "unlabelled": "CIFAR-10 without its labels",
     "glyphs": "Letters and digits of fonts",
+    "own": "These images",
 }
 STAGES = ("train_scorer", "score", "select", "attach", "train", "sample")
 COVARIANCES = {"full": "full covariances", "diagonal": "variances alone, since images are fewer than features"}
