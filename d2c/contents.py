@@ -14,10 +14,12 @@ from d2c.errors import D2CError
 from d2c.latents import LatentSpec
 from d2c.picks import Picks
 from d2c.tokens import VisionTokens, columns
+from d2c.workspace import Workspace
 from formats import verify
 from formats.files import read_json
 from formats.hashing import xxh3
-from formats.schema import RAW, ClassRow, Column, View
+from formats.layout import MANIFEST
+from formats.schema import RAW, RECIPE, ClassRow, Column, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,21 +92,32 @@ class Contents:
 
 
 def packed_from(out: Path) -> dict[str, Any] | None:
-    """What the artifact at ``out`` was packed from; None where there is none.
-
-    Raises:
-        D2CError: another command wrote it.
-    """
-    manifest = out / "manifest.json"
+    """What the artifact at ``out`` was packed from, empty where it does not say; None where there is none."""
+    manifest = out / MANIFEST
     if not manifest.exists():
         return None
     if not verify(out, "quick").ok:
         return {"inputs": {"the artifact's files": "damaged"}}
     value = read_json(manifest).get("packed_from")
-    if not isinstance(value, dict):
+    return value if isinstance(value, dict) else {}
+
+
+def check_own(workspace: Workspace, out: Path, container: str) -> None:
+    """What `pack` replaces without being told to: an artifact of this workspace, and no arrays by a recipe.
+
+    Raises:
+        D2CError: something else is at ``out``.
+    """
+    manifest = out / MANIFEST
+    if not manifest.exists():
+        return
+    hint = "choose another folder with --out, or replace it with --overwrite"
+    if not workspace.has_packed(manifest):
+        raise D2CError("there is an artifact here that was not packed from this workspace", where=out, hint=hint)
+    if container == RECIPE and read_json(manifest)["container"]["kind"] != RECIPE:
         raise D2CError(
-            "there is an artifact here that was not packed here",
+            "a recipe would take the place of an artifact",
             where=out,
-            hint="choose another folder with --out, or replace it with --overwrite",
+            found="an artifact with its arrays",
+            hint=hint,
         )
-    return value

@@ -33,6 +33,7 @@ from d2c.remotes import (
 )
 from formats.errors import FormatError, IntegrityError, VersionError
 from formats.files import read_json, remove_tree, sync_directory, write_bytes, write_json
+from formats.guards import check_place
 from formats.hashing import sha256_file
 from formats.layout import LICENSE, MANIFEST, README, SUMS, unlisted
 from formats.lock import WriterLock
@@ -150,31 +151,10 @@ def run(plan: Plan, progress: Progress | None = None) -> Transfer:
 
 def _place(config: FetchingConfig, store: Store) -> Path:
     """Where the artifact will lie: a link to a folder stays one, and what it leads to is replaced."""
-    out = config.out
-    if out.is_symlink() and not out.exists():
-        raise D2CError(
-            "the place for the artifact is a link that leads nowhere",
-            where=out,
-            found=f"a link to {out.readlink()}",
-            hint="make the folder that it leads to, or remove the link",
-        )
-    place = out.resolve()
-    if Path.cwd().is_relative_to(place):
-        raise UsageError(
-            "the artifact cannot take the place of the folder that you are in",
-            found=place,
-            expected="a folder of its own, which is renamed into place when it is whole",
-            hint="name a folder, such as ./shards",
-        )
+    place = check_place(config.out)
     if isinstance(store, Folder) and place.is_relative_to(store.path.resolve()):
         raise UsageError(
-            "an artifact cannot be pulled into itself", found=out, expected=f"a place outside {store.path}"
-        )
-    if os.path.ismount(place):
-        raise D2CError(
-            "the place for the artifact is a mount point, which nothing can be renamed to",
-            where=out,
-            hint=f"choose a folder inside it, such as {out / 'shards'}",
+            "an artifact cannot be pulled into itself", found=config.out, expected=f"a place outside {store.path}"
         )
     return place
 

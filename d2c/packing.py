@@ -19,7 +19,7 @@ import torch
 from d2c import __version__, readback, runtime
 from d2c import picks as picked
 from d2c.config import differences, execution, identity
-from d2c.contents import Contents, packed_from
+from d2c.contents import Contents, check_own, packed_from
 from d2c.errors import D2CError, UsageError
 from d2c.latents import LatentCodec, open_codec
 from d2c.picks import Picks
@@ -31,9 +31,11 @@ from d2c.workspace import Workspace
 from formats import codecs, open_artifact
 from formats.codecs import Fidelity
 from formats.hashing import xxh3_json
+from formats.layout import MANIFEST
 from formats.licence import check_licence
 from formats.schema import CONTAINERS, LATENT, RECIPE, RMS, Container, View, view_column
 from formats.shards import Sample
+from formats.swap import tidy
 from formats.writer import ArtifactWriter
 
 ENCODE_BATCH = 32
@@ -164,7 +166,10 @@ def plan(config: PackingConfig) -> Plan:
     )
     records = {"scores": scores, "selection": chosen, "text": text, "vision": vision}
     inputs = {name: record.digest if record else None for name, record in records.items()}
-    return plan_contents(config, contents, inputs)
+    made = plan_contents(config, contents, inputs)
+    if made.reasons and not config.overwrite:
+        check_own(workspace, config.out, config.container)
+    return made
 
 
 def plan_source(config: PackingConfig, source: Source, picks: Picks, codec: str, size: int) -> Plan:
@@ -186,7 +191,11 @@ def plan_source(config: PackingConfig, source: Source, picks: Picks, codec: str,
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Result:
-    """Write every shard that is not written yet, then the manifest; read the whole back as another team would."""
+    """Write every shard that is not written yet, then the manifest; read the whole back as another team would.
+
+    Raises:
+        IntegrityError: another reader sees other bytes; nothing is put at ``out`` then.
+    """
     progress = progress or Silent()
     config = plan.config
     if plan.reasons:
@@ -196,6 +205,9 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
         with writer or contextlib.nullcontext():
             runtime.launch(_write_shards, _Job(plan, progress), workers=min(config.gpus, plan.shards), device=device)
             runtime.once(lambda: _finish(writer, plan) if writer else None)
+    else:
+        runtime.once(lambda: tidy(config.out.resolve()))
+    runtime.once(lambda: Workspace(config.workspace).note_packed(config.out / MANIFEST))
     artifact = open_artifact(config.out)
     size = sum(file.stat().st_size for file in config.out.rglob("*") if file.is_file())
     vision = artifact.manifest["encoders"]["vision"]
@@ -213,7 +225,7 @@ def plan_contents(config: PackingConfig, contents: Contents, inputs: dict[str, A
         raise D2CError("there is nothing to pack", where=contents.source, hint="select at least one image")
     asked = {"options": identity(config), "inputs": inputs}
     before = None if config.overwrite else packed_from(config.out)
-    foreign = not (config.out / "manifest.json").exists() and config.out.exists()
+    foreign = not (config.out / MANIFEST).exists() and config.out.exists()
     if foreign and (not config.out.is_dir() or any(config.out.iterdir())):
         raise D2CError(
             "there is something else where the artifact should go",
@@ -356,6 +368,5 @@ def _finish(writer: ArtifactWriter, plan: Plan) -> None:
     }
     chosen = contents.picks.table.select(["key", "label", "rank"]).to_pylist()
     rows, tables = contents.class_rows(writer.labels()), contents.class_tables()
-    finished = writer.finish(fields, rows, tables, chosen)
-    if config.container != RECIPE:
-        readback.check(finished)
+    # Before it takes its place: what fails here, or is killed, is not packed yet.
+    writer.finish(fields, rows, tables, chosen, check=None if config.container == RECIPE else readback.check)

@@ -3,7 +3,7 @@
 Layout: ``clusters/  scorer/<options>-<source>/{shards,run}  pilot/  scores/  features/<encoder>/  confidence/<encoder>/
 selection/<name>/  attachments/text/<encoder>/  attachments/<selection>/<encoder>/  judge/  reference/<space>/``. Each
 stage's folder holds ``stage.json`` (its record), ``begun.json`` (what an unfinished run was asked for), ``cost.jsonl``
-(seconds of work, a line a part) and its own files.
+(seconds of work, a line a part) and its own files. ``packed/`` knows the artifacts that were packed from here.
 """
 
 from __future__ import annotations
@@ -280,6 +280,18 @@ class Workspace:
     def vision(self, selection: str, name: str) -> Stage:
         """Vision tokens, one grid per picked image."""
         return Stage(self.path / "attachments" / selection / name, "vision attachment", 3)
+
+    def note_packed(self, manifest: Path) -> None:
+        """Remember that the artifact of this manifest was packed from here."""
+        if not self.has_packed(manifest):
+            write_json(self._packed(manifest), {"manifest": str(manifest.resolve())})
+
+    def has_packed(self, manifest: Path) -> bool:
+        """Whether the artifact of this manifest, byte for byte, was packed from here, wherever it lies now."""
+        return self._packed(manifest).exists()
+
+    def _packed(self, manifest: Path) -> Path:
+        return self.path / "packed" / f"{xxh3_file(manifest)}.json"
 
     def classes(self) -> list[dict[str, Any]]:
         """The scored source's classes: id, name, source_id, count."""

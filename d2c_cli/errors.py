@@ -39,6 +39,7 @@ _HINTS = {
     errno.EEXIST: "something else is in its place: move that away, or choose another path",
     errno.EISDIR: "a folder is where a file is needed: move it away, or choose another path",
     errno.ENAMETOOLONG: "choose a shorter path",
+    errno.EBUSY: "something is mounted there, or it is in use: choose another path",
     errno.EMFILE: "raise the limit on open files (ulimit -n)",
     errno.ESTALE: "the network file system lost it: run the same command again",
     errno.EIO: "the storage itself failed: look at the system's log, and verify what was written before",

@@ -36,6 +36,10 @@ RunOrWeights = Annotated[
 # What almost every command shares.
 Workspace = Annotated[Path, folder("--workspace", "Where the stages leave their results and find each other's.")]
 Out = Annotated[Path, folder("--out", "Where the result goes.")]
+PackOut = Annotated[
+    Path | None,
+    folder("--out", "Where the result goes.  [default: shards; of --recipe-only, recipe]"),
+]
 SamplesOut = Annotated[
     Path | None,
     folder("--out", "Where the samples go.  [default: RUN/samples; of a weight file, samples/NAME]"),

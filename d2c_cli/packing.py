@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -34,7 +35,7 @@ def pack(
     licence: options.Licence = "",
     source_terms: options.SourceTerms = "",
     workspace: options.Workspace = options.WORKSPACE,
-    out: options.Out = options.SHARDS,
+    out: options.PackOut = None,
     device: options.Device = "auto",
     gpus: options.Gpus = 1,
     seed: options.PackSeed = None,
@@ -56,7 +57,7 @@ def pack(
 
     request = pipeline.PackRequest(
         workspace=workspace,
-        out=out,
+        out=out or (Path("recipe") if recipe_only else options.SHARDS),
         selected=selection,
         method=method,
         ratio=_one(ratio),

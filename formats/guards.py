@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,36 @@ def check_columns(columns: Sequence[Column], where: Path) -> None:
             raise FormatError("unknown codec", where=where, found=column.codec, expected=", ".join(CODECS))
         if column.scale_column and column.scale_column not in names:
             raise FormatError(f"column {column.name} lacks its scales", where=where, expected=column.scale_column)
+
+
+def check_place(out: Path) -> Path:
+    """Where a finished folder can be renamed to: ``out`` resolved, since a link to a folder stays one.
+
+    Raises:
+        FormatError: it is a link that leads nowhere, a mount point, or the folder that the process works in.
+    """
+    place = out.resolve()
+    if out.is_symlink() and not out.exists():
+        raise FormatError(
+            "the place for the artifact is a link that leads nowhere",
+            where=out,
+            found=f"a link to {out.readlink()}",
+            hint="make the folder that it leads to, or remove the link",
+        )
+    if Path.cwd().is_relative_to(place):
+        raise FormatError(
+            "the artifact cannot take the place of the folder that you are in",
+            where=place,
+            expected="a folder of its own, which is renamed into place when it is whole",
+            hint="name a folder, such as ./shards",
+        )
+    if os.path.ismount(place):
+        raise FormatError(
+            "the place for the artifact is a mount point, which nothing can be renamed to",
+            where=out,
+            hint=f"choose a folder inside it, such as {out / 'shards'}",
+        )
+    return place
 
 
 def check_replaceable(out: Path) -> None:

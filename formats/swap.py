@@ -8,6 +8,10 @@ import shutil
 from pathlib import Path
 
 from formats.files import remove_tree, sync_directory
+from formats.lock import WriterLock
+
+ARTIFACT = "artifact"
+"""The folder in a writer's NAME.partial that is swapped when it is whole."""
 
 
 def swap(finished: Path, place: Path) -> None:
@@ -20,16 +24,43 @@ def swap(finished: Path, place: Path) -> None:
     remove_tree(replaced)
 
 
+def leftovers(place: Path) -> list[Path]:
+    """What a `swap` that was killed has left beside ``place``: what it moved away, and what it was deleting."""
+    name = re.escape(place.name)
+    moved = rf"\.tmp-\d+-{name}\.replaced"
+    doomed = rf"\.tmp-\d+-(\.tmp-\d+-)?{name}\.(replaced|partial|partial-pull)\.deleted"
+    return [path for path in sorted(place.parent.iterdir()) if re.fullmatch(f"{moved}|{doomed}", path.name)]
+
+
 def recover(place: Path) -> None:
     """Tidy up after a `swap` that was killed: put back what was moved away and not replaced, delete what was.
 
     Only the holder of the lock on ``place`` may call this.
     """
-    name = re.escape(place.name)
-    moved = re.compile(rf"\.tmp-\d+-{name}\.replaced")
-    doomed = re.compile(rf"\.tmp-\d+-(\.tmp-\d+-)?{name}\.(replaced|partial|partial-pull)\.deleted")
-    for path in sorted(place.parent.iterdir()):
-        if moved.fullmatch(path.name) and not place.exists():
+    for path in leftovers(place):
+        if path.suffix == ".replaced" and not place.exists():
             os.replace(path, place)
-        elif moved.fullmatch(path.name) or doomed.fullmatch(path.name):
+        else:
             path.unlink() if path.is_symlink() else shutil.rmtree(path)
+
+
+def tidy(place: Path) -> None:
+    """Remove what a writer that was killed just after its swap has left; one that is still at work is left alone.
+
+    Raises:
+        FormatError: another process writes to ``place``.
+    """
+    partial = place.with_name(f"{place.name}.partial")
+
+    def swapped() -> bool:
+        return partial.exists() and not (partial / ARTIFACT).exists()
+
+    if not leftovers(place) and not swapped():
+        return
+    lock = WriterLock(place.with_name(f"{place.name}.lock"))
+    try:
+        recover(place)
+        if swapped():
+            remove_tree(partial)
+    finally:
+        lock.release()

@@ -33,7 +33,15 @@ from formats.files import (
     write_rows,
     write_table,
 )
-from formats.guards import check_classes, check_columns, check_facts, check_finite, check_keys, check_replaceable
+from formats.guards import (
+    check_classes,
+    check_columns,
+    check_facts,
+    check_finite,
+    check_keys,
+    check_place,
+    check_replaceable,
+)
 from formats.hashing import canonical_json, sha256_file, xxh3_file
 from formats.identity import content_id
 from formats.index import index_schema
@@ -57,7 +65,7 @@ from formats.schema import (
     view_column,
 )
 from formats.shards import shard_name, write_shard
-from formats.swap import recover, swap
+from formats.swap import ARTIFACT, recover, swap
 from formats.version import FORMAT_NAME, FORMAT_VERSION
 
 _REQUIRED = ("name", "latent", "encoders", "preprocess", "source", "selection", "licence", "seeds", "tool")
@@ -95,9 +103,9 @@ class ArtifactWriter:
         check_columns(columns, out)
         self.out, self.container, self.columns, self.n_shards = out, container, tuple(columns), n_shards
         # Resolved: a link to a folder on another disk stays what it is, and what it leads to is replaced.
-        self._place = out.resolve()
+        self._place = check_place(out)
         self.partial = self._place.with_name(f"{self._place.name}.partial")
-        self._artifact, self._parts = self.partial / "artifact", self.partial / "parts"
+        self._artifact, self._parts = self.partial / ARTIFACT, self.partial / "parts"
         self._config = {
             "config_digest": config_digest,
             "container": container,
@@ -212,13 +220,15 @@ class ArtifactWriter:
         *,
         fidelity: Mapping[str, Mapping[str, Any]] | None = None,
         created: str | None = None,
+        check: Callable[[Path], object] | None = None,
     ) -> Path:
         """Write everything but the shards, the manifest last, and put the artifact in place of ``out``.
 
         ``manifest_fields``: name, latent, encoders, preprocess, source, selection, licence, seeds, tool; parents,
         order and any further field are kept as given. ``class_tables``: name -> array [C, ...]. ``selection``: what
         was chosen, in rank order. ``fidelity``: by column, what its codec cost where `write` was not told, since the
-        codes are not from here. ``created`` is left out unless given, since it would change the bytes.
+        codes are not from here. ``created`` is left out unless given, since it would change the bytes. ``check`` gets
+        the finished artifact before it is put in its place, and raises where it must not be.
 
         Raises:
             FormatError: a shard is missing, a key comes twice, classes and labels disagree, a field is missing.
@@ -274,11 +284,11 @@ class ArtifactWriter:
         }
         if created is not None:
             raw["created"] = created
-        self._publish(parse_manifest(json.loads(canonical_json(raw)), self.out))
+        self._publish(parse_manifest(json.loads(canonical_json(raw)), self.out), check)
         self.close()
         return self.out
 
-    def _publish(self, manifest: Manifest) -> None:
+    def _publish(self, manifest: Manifest, check: Callable[[Path], object] | None) -> None:
         text = canonical_json(manifest.raw).encode()
         write_bytes(self._artifact / README, card(manifest).encode())
         write_json(self._artifact / CROISSANT, croissant(manifest))
@@ -291,6 +301,8 @@ class ArtifactWriter:
             if folder.is_dir():
                 sync_directory(folder)
         write_bytes(self._artifact / MANIFEST, text)
+        if check:
+            check(self._artifact)
         swap(self._artifact, self._place)
         remove_tree(self.partial)
 

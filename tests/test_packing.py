@@ -281,6 +281,80 @@ def test_an_attachment_that_was_damaged_in_the_workspace_is_not_packed(workspace
         pipeline.pack(request)
 
 
+def test_what_another_reader_sees_wrong_is_never_put_in_its_place(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = pack_request(workspace, tmp_path / "shards", per_class=2)
+    pipeline.pack(request)
+    before = contents(tmp_path / "shards")
+
+    def wrong(path: Path) -> None:
+        raise IntegrityError("another reader sees other bytes than the index", where=path)
+
+    monkeypatch.setattr("d2c.readback.check", wrong)
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match="another reader"):
+            pipeline.pack(replace(request, per_class=3))
+        assert contents(tmp_path / "shards") == before
+    monkeypatch.undo()
+    assert pipeline.pack(replace(request, per_class=3))[0].samples == 9
+
+
+def test_only_artifacts_of_this_workspace_are_replaced_and_never_by_a_recipe(
+    workspace: Path, tmp_path: Path, image_folder: Path, scorer: Path
+) -> None:
+    from d2c import scoring
+
+    out = tmp_path / "shards"
+    pipeline.pack(pack_request(workspace, out, per_class=2))
+    before = contents(out)
+    other = tmp_path / "other"
+    asked = scoring.ScoringConfig(
+        source=image_folder, workspace=other, scorer=str(scorer), codec="rgb", size=8, evals=2, device="cpu"
+    )
+    scoring.run(scoring.plan(asked))
+    with pytest.raises(D2CError, match="not packed from this workspace"):
+        pipeline.pack(pack_request(other, out, per_class=3))
+    with pytest.raises(D2CError, match="a recipe would take the place"):
+        pipeline.pack(pack_request(workspace, out, per_class=2, container="recipe"))
+    assert contents(out) == before
+    moved = Path(shutil.move(out, tmp_path / "moved"))
+    pipeline.pack(pack_request(workspace, moved, per_class=3))
+    pipeline.pack(pack_request(other, moved, per_class=2, overwrite=True))
+    assert len(open_artifact(moved)) == 6
+
+
+def test_what_a_kill_after_the_swap_leaves_is_removed_when_there_is_nothing_to_do(
+    workspace: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out" / "shards"
+    request = pack_request(workspace, out, per_class=2)
+    pipeline.pack(request)
+    shutil.copytree(out, out.with_name(".tmp-77-shards.replaced"))
+    (out.with_name("shards.partial") / "parts").mkdir(parents=True)
+    (out.with_name("other.partial") / "parts").mkdir(parents=True)
+    pipeline.pack(request)
+    assert sorted(path.name for path in out.parent.iterdir()) == ["other.partial", "shards"]
+    # One that is still to be finished, with other options perhaps, stays.
+    (out.with_name("shards.partial") / "artifact").mkdir(parents=True)
+    pipeline.pack(request)
+    assert out.with_name("shards.partial").exists()
+
+
+@pytest.mark.parametrize("place", [".", "../mount"])
+def test_a_place_that_nothing_can_be_renamed_to_is_refused_before_the_work(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    (tmp_path / "mount").mkdir()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path) == tmp_path / "mount")
+    monkeypatch.setattr("d2c.packing._write_shards", None)
+    with pytest.raises(FormatError, match=r"mount point|folder that you are in"):
+        pipeline.pack(pack_request(workspace, Path(place), per_class=2))
+    assert not (tmp_path / "mount.partial").exists()
+
+
 def test_an_artifact_with_a_missing_shard_is_packed_again(workspace: Path, tmp_path: Path, packed: Path) -> None:
     request = pack_request(workspace, tmp_path / "shards", per_class=4)
     pipeline.pack(request)

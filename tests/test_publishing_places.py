@@ -26,7 +26,7 @@ def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     (tmp_path / "got").symlink_to(disk / "a")
-    with pytest.raises(D2CError, match="leads nowhere") as caught:
+    with pytest.raises(FormatError, match="leads nowhere") as caught:
         pull(tmp_path / "typo", tmp_path / "got")
     assert caught.value.where == str(tmp_path / "got")
     artifact(disk / "a", "parquet")
@@ -53,11 +53,11 @@ def test_places_that_cannot_be_renamed_to_are_refused_first(tmp_path: Path, monk
     (here / "in").mkdir(parents=True)
     for folder, out in ((here, "."), (here, ""), (here, here), (here / "in", here)):
         monkeypatch.chdir(folder)
-        with pytest.raises(UsageError, match="folder that you are in"):
+        with pytest.raises(FormatError, match="folder that you are in"):
             pull(tmp_path / "typo", Path(out))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == here)
-    with pytest.raises(D2CError, match="mount point") as caught:
+    with pytest.raises(FormatError, match="mount point") as caught:
         pull(tmp_path / "typo", here)
     assert str(here / "shards") in str(caught.value.hint)
     pull(made, here / "shards")
@@ -182,8 +182,11 @@ def test_the_command_line_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest
     for args in (("inspect", "."), ("push", ".", tmp_path / "x")):
         result = d2c(*args)
         assert (result.exit_code, "no finished artifact" in result.stderr) == (1, True), args
-    for usage in (("push", made, ""), ("pull", "", "x"), ("pull", made, ""), ("pull", made, ".")):
+    for usage in (("push", made, ""), ("pull", "", "x")):
         assert d2c(*usage).exit_code == 2, usage
+    for here in ("", "."):
+        result = d2c("pull", made, here)
+        assert (result.exit_code, "the folder that you are in" in result.stderr) == (1, True)
     result = d2c("pull", tmp_path / "nope", "x")
     assert (result.exit_code, "d2c push" in result.stderr) == (1, False)
     assert "no published artifact" in result.stderr
