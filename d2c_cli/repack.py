@@ -32,6 +32,7 @@ def repack(
 
     In: a folder that `d2c pack` wrote, here or elsewhere. Out: a new artifact. Its content id is the same where the
     content is; where tokens were encoded anew, it names the old one as its parent. Every array is verified on the way.
+    Of a recipe, which has no arrays, the licence note alone can change.
     """
     output = Output.open(ctx)
     existing(artifact, "artifact", "d2c pack --ratio 0.008")

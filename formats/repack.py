@@ -17,6 +17,7 @@ import numpy as np
 from formats import codecs
 from formats.artifact import Artifact, open_artifact
 from formats.codecs import Fidelity
+from formats.encoding import Encoded
 from formats.errors import FormatError, VersionError
 from formats.hashing import canonical_json, parse_json, xxh3_json
 from formats.layout import MANIFEST
@@ -52,11 +53,13 @@ def repack(
     """Write the artifact ``source`` to ``out`` with ``changes``; every array's hash is checked on the way.
 
     A killed call goes on by shard; a finished one is not repeated. ``progress`` is told the samples written. Storage
-    order and the manifest's fields that do not follow from what was written are kept, unknown ones included.
+    order and the manifest's fields that do not follow from what was written are kept, unknown ones included. Of a
+    recipe the licence note can change, since all that it lacks are the arrays.
 
     Raises:
         FormatError: ``out`` holds something else (another artifact: unless ``overwrite``) or lies in ``source``;
-            ``source`` is a recipe; or a codec is asked for that cannot bring back what another one took.
+            anything but the licence note of a recipe is to change; or a codec is asked for that cannot bring back
+            what another one took.
         VersionError: ``source`` has a newer minor version, of which this code may lose something.
         IntegrityError: the source is damaged.
     """
@@ -65,7 +68,7 @@ def repack(
     recoded = _recoded(artifact, changes.tokens)
     fields, columns = _fields(artifact, changes, recoded), _columns(artifact, recoded)
     container = changes.container or artifact.manifest["container"]["kind"]
-    count = min(changes.shards or len(artifact.shards), len(artifact))
+    count = min(changes.shards or len(artifact.shards) or 1, len(artifact))
     if (place / MANIFEST).exists() and not overwrite:
         return _finished(place, container, count, columns, fields)
     digest = xxh3_json({"source": artifact.manifest, **asdict(changes)})
@@ -80,7 +83,8 @@ def repack(
             first, last = len(artifact) * shard // count, len(artifact) * (shard + 1) // count
             if shard not in finished:
                 costs = {name: Fidelity(against=_column(artifact, name).codec) for name in recoded}
-                writer.write(shard, _samples(artifact, recoded, rms, costs, range(first, last)), costs)
+                samples = _samples(artifact, recoded, rms, costs, range(first, last))
+                writer.write(shard, samples, costs)
             if progress:
                 progress(last - first)
         tables = {record["name"]: artifact.table(record["name"]) for record in artifact.manifest["class_tables"]}
@@ -98,10 +102,11 @@ def _check(artifact: Artifact, place: Path, changes: Changes) -> None:
         raise FormatError(
             "a recipe is not made by repacking", where=place, hint="pack what was selected with --recipe-only"
         )
-    if not artifact.shards:
+    if not artifact.shards and (changes.container or changes.shards or changes.tokens):
         raise FormatError(
             "a recipe holds no arrays to repack",
             where=artifact.path,
+            expected="no change but of the licence note",
             hint=f"make them from your own copy of the images: d2c rebuild {artifact.path} --source DIR",
         )
     if (version := artifact.manifest["format"]["version"]) != FORMAT_VERSION:
@@ -119,7 +124,7 @@ def _finished(place: Path, container: str, shards: int, columns: list[Column], f
     there = open_artifact(place)
     same = (
         there.manifest["container"]["kind"] == container
-        and len(there.shards) == shards
+        and (len(there.shards) or 1) == shards
         and [replace(column, codec_arrays={}, fidelity=None) for column in there.columns] == columns
         and {n: v for n, v in there.manifest.items() if n not in OWN_FIELDS} == parse_json(canonical_json(fields))
     )
@@ -177,7 +182,10 @@ def _rms(artifact: Artifact, name: str) -> np.ndarray[Any, Any]:
 
 def _samples(
     artifact: Artifact, recoded: Mapping[str, str], rms: Arrays, costs: Mapping[str, Fidelity], rows: range
-) -> Iterator[Sample]:
+) -> Iterator[Sample | Encoded]:
+    if not artifact.shards:
+        yield from map(artifact.known, rows)
+        return
     dropped = {c.scale_column for c in artifact.columns if c.name in recoded}
     kept = [c.name for c in artifact.columns if c.name not in recoded and c.name not in dropped]
     for i in rows:

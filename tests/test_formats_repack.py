@@ -96,6 +96,20 @@ def test_licence_notes_change_nothing_else(tmp_path: Path) -> None:
     assert set(contents(tmp_path / "b")) - same == {"README.md", "SHA256SUMS", "croissant.json", "manifest.json"}
 
 
+@pytest.mark.parametrize("codec", [RAW, INT8])
+def test_a_recipe_gets_a_licence_note_and_keeps_all_else(tmp_path: Path, codec: str) -> None:
+    path = write_coded(tmp_path / "a", codec, container="recipe")
+    before = open_artifact(path)
+    repack(path, tmp_path / "b", Changes(licence={"spdx": "MIT"}))
+    after = repack(path, tmp_path / "b", Changes(licence={"spdx": "MIT"}))
+    assert verify(tmp_path / "b", "deep").ok
+    assert after.content_id == before.content_id
+    assert after.manifest["licence"] == {**before.manifest["licence"], "spdx": "MIT"}
+    old, new = contents(path), contents(tmp_path / "b")
+    changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+    assert changed == {"README.md", "SHA256SUMS", "croissant.json", "manifest.json"}
+
+
 def test_a_damaged_source_is_never_copied(tmp_path: Path) -> None:
     path = write_artifact(tmp_path / "a")
     row = open_artifact(path).index.slice(13, 1).to_pylist()[0]
@@ -117,8 +131,10 @@ def test_what_cannot_be_repacked_is_refused(tmp_path: Path) -> None:
         repack(path, tmp_path / "b", Changes(container="recipe"))
     with pytest.raises(FormatError, match="no tokens"):
         repack(path, tmp_path / "b", Changes(tokens=INT8))
-    with pytest.raises(FormatError, match="d2c rebuild"):
-        repack(write_artifact(tmp_path / "recipe", "recipe"), tmp_path / "b", Changes(container="tar"))
+    recipe = write_artifact(tmp_path / "recipe", "recipe")
+    for changes in (Changes(container="tar"), Changes(shards=2), Changes(tokens=INT8)):
+        with pytest.raises(FormatError, match=r"no change but of the licence note[\s\S]*d2c rebuild"):
+            repack(recipe, tmp_path / "b", changes)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(FormatError, match="something else"):

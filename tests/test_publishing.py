@@ -16,6 +16,7 @@ from d2c import publishing, remotes
 from d2c.errors import D2CError, UsageError
 from d2c.publishing import PublishingConfig
 from d2c_cli.app import app
+from formats import open_artifact
 from formats.errors import FormatError, IntegrityError
 from formats.files import read_json, write_json
 from formats.hashing import sha256_file
@@ -68,6 +69,16 @@ def test_without_a_licence_nothing_is_published(tmp_path: Path, licence: dict[st
         push(made, tmp_path / "shelf")
     assert not (tmp_path / "shelf").exists()
     assert caught.value.hint == f"d2c repack {made} NEW --licence SPDX --source-terms URL"
+
+
+def test_the_hint_about_the_licence_works_for_a_recipe_too(tmp_path: Path) -> None:
+    made, shelf = write_artifact(tmp_path / "made", "recipe", licence={}), tmp_path / "shelf"
+    with pytest.raises(D2CError) as caught:
+        push(made, shelf)
+    terms = {"NEW": str(tmp_path / "new"), "SPDX": "CC0-1.0", "URL": "https://example.org/terms"}
+    words = [terms.get(word, word) for word in str(caught.value.hint).split()]
+    assert d2c(*words[1:])[0] == 0
+    assert push(tmp_path / "new", shelf).content_id == open_artifact(made).content_id
 
 
 def test_a_damaged_artifact_is_not_published(tmp_path: Path) -> None:
