@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from d2c import publishing, remotes
 from d2c.errors import D2CError, UsageError
+from d2c.progress import Silent
 from d2c.publishing import PublishingConfig
 from d2c_cli.app import app
 from formats import open_artifact
@@ -49,6 +50,34 @@ def test_what_is_there_is_not_sent_again(tmp_path: Path) -> None:
     assert [file.name for file in again.files] == [f"shards/{shard.name}", "manifest.json"]
     publishing.run(again)
     assert contents(tmp_path / "shelf") == contents(made)
+
+
+class Heard(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def test_a_card_that_was_edited_there_is_kept(tmp_path: Path) -> None:
+    made, shelf = artifact(tmp_path / "made"), tmp_path / "shelf"
+    (made / "LICENSE").write_text("CC0")
+    push(made, shelf)
+    with (shelf / "README.md").open("a") as card:
+        card.write("EDITED")
+    (shelf / "croissant.json").unlink()
+    flip(next((shelf / "shards").iterdir()))
+    edited, heard = (shelf / "README.md").read_bytes(), Heard()
+    assert publishing.plan(PublishingConfig(artifact=made, destination=str(shelf))).kept == ["README.md"]
+    publishing.run(publishing.plan(PublishingConfig(artifact=made, destination=str(shelf))), heard)
+    assert contents(shelf) == {**contents(made), "README.md": edited}
+    assert "README.md" in heard.lines[-1]
+    assert "--overwrite" in heard.lines[-1]
+    push(made, shelf, overwrite=True)
+    assert contents(shelf) == contents(made)
 
 
 def test_only_what_belongs_to_the_artifact_is_sent(tmp_path: Path) -> None:
