@@ -9,12 +9,14 @@ import pytest
 from coded_fixture import agree, cost_of, write_coded
 from formats_fixture import contents, make_samples, write_artifact
 from killing import run_and_kill
+from typer.testing import CliRunner
 
 from d2c.progress import Progress
+from d2c_cli.app import app
 from formats import FormatError, IntegrityError, VersionError, open_artifact, verify
 from formats.files import read_json, write_json
 from formats.hashing import sha256_file
-from formats.repack import Changes, repack
+from formats.repack import Changes, edited_card, repack
 from formats.schema import INT4, INT8, RAW
 
 
@@ -75,6 +77,34 @@ def test_another_artifact_is_replaced_only_when_that_is_asked_for(tmp_path: Path
     stamp = (other / "manifest.json").stat().st_mtime_ns
     assert repack(source, other, Changes(container="parquet")).content_id == made.content_id
     assert (other / "manifest.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("tokens", [None, INT4])
+def test_an_artifact_with_other_arrays_is_another_one(tmp_path: Path, tokens: str | None) -> None:
+    # Their manifests say the same, but for what follows from the arrays.
+    full = write_coded(tmp_path / "full", INT8)
+    twin = write_coded(tmp_path / "twin", INT8, measured=slice(0, 10))
+    assert open_artifact(full).content_id != open_artifact(twin).content_id
+    repack(full, tmp_path / "b", Changes(container="parquet", tokens=tokens))
+    before = contents(tmp_path / "b")
+    with pytest.raises(FormatError, match="another artifact is here"):
+        repack(twin, tmp_path / "b", Changes(container="parquet", tokens=tokens))
+    assert contents(tmp_path / "b") == before
+
+
+def test_a_licence_file_comes_along_and_an_edited_card_is_told(tmp_path: Path) -> None:
+    path = write_artifact(tmp_path / "a")
+    (path / "LICENSE").write_text("CC0")
+    assert edited_card(open_artifact(path)) is None
+    with (path / "README.md").open("a") as card:
+        card.write("EDITED")
+    assert edited_card(open_artifact(path)) == path / "README.md"
+    said = CliRunner().invoke(app, ["repack", str(path), str(tmp_path / "b"), "--container", "parquet"])
+    assert (tmp_path / "b" / "LICENSE").read_text() == "CC0"
+    assert f"{path / 'README.md'} is not as generated" in said.stderr
+    again = CliRunner().invoke(app, ["repack", str(path), str(tmp_path / "b"), "--container", "parquet"])
+    assert (again.exit_code, "repack: up to date" in again.stderr) == (0, True)
+    assert "not as generated" not in again.stderr
 
 
 def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
