@@ -159,6 +159,12 @@ def compare(recipe_path: str, approximate: bool, index: pa.Table) -> dict[str, A
     return {"parents": [*recipe.manifest["parents"], parent]}
 
 
+def differs(rebuilt: Path, recipe: Artifact) -> bool:
+    """Whether the artifact ``rebuilt`` says itself that it is the recipe's but for values that differ."""
+    parents = open_artifact(rebuilt).manifest["parents"]
+    return any((one.get("content_id"), one.get("operation")) == (recipe.content_id, "rebuild") for one in parents)
+
+
 def check_rebuilt(rebuilt: Path, recipe: Artifact, progress: Progress, *, approximate: bool) -> None:
     """The artifact ``rebuilt`` is sound down to every array, and the recipe's (or says itself what differs).
 
