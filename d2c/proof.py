@@ -171,7 +171,7 @@ def check_rebuilt(rebuilt: Path, recipe: Artifact, progress: Progress, *, approx
     Raises:
         IntegrityError: it is not.
     """
-    size = sum(record["bytes"] for record in open_artifact(rebuilt).manifest["files"])
+    size = open_artifact(rebuilt).bytes
     with progress.bar("verify", size, "byte") as bar:
         # Deep: its hashes of arrays are worth something only where the arrays have them.
         report = verify(rebuilt, "deep", bar.advance)

@@ -48,6 +48,8 @@ class Plan:
     store: Store
     content_id: str
     root: str
+    bytes: int
+    """Of the artifact: of what is sent besides, the manifest and the card, they do not tell."""
     files: list[Outgoing]
     skipped: int
     kept: list[str]
@@ -90,7 +92,8 @@ def plan(config: PublishingConfig, progress: Progress | None = None) -> Plan:
     missing, kept = _needed(config, store, there, files)
     skipped = len(files) - len(missing)
     sums = sha256_file(root / SUMS)
-    return Plan(config, store, checked.manifest.content_id, sums, missing, skipped, kept, stale, files, there)
+    size = sum(file.bytes for file in checked.manifest.files)
+    return Plan(config, store, checked.manifest.content_id, sums, size, missing, skipped, kept, stale, files, there)
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Transfer:
@@ -111,7 +114,7 @@ def run(plan: Plan, progress: Progress | None = None) -> Transfer:
     if plan.kept:
         progress.say(f"push: kept as edited there, which --overwrite would replace: {', '.join(plan.kept)}")
     size, skipped = sum(file.bytes for file in files), len(plan.listed) - len(files)
-    return Transfer(store.url, plan.content_id, plan.root, len(files), size, skipped, store.revision)
+    return Transfer(store.url, plan.content_id, plan.root, plan.bytes, len(files), size, skipped, store.revision)
 
 
 def _current(plan: Plan) -> Plan:

@@ -156,7 +156,7 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
         content_id=rebuilt.content_id,
         identical=rebuilt.content_id == plan.recipe.content_id,
         samples=len(rebuilt),
-        bytes=sum(record["bytes"] for record in rebuilt.manifest["files"]),
+        bytes=rebuilt.bytes,
     )
 
 

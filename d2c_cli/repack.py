@@ -62,7 +62,7 @@ def repack(
             "content_id": after.content_id,
             "same_content": after.content_id == before.content_id,
             "images": len(after),
-            "bytes": sum(record["bytes"] for record in after.manifest["files"]),
+            "bytes": after.bytes,
             "fidelity": {column.name: column.fidelity for column in after.columns if column.fidelity},
         }
     )

@@ -63,6 +63,8 @@ class Artifact:
         self.manifest: dict[str, Any] = parsed.raw
         self.content_id: str = parsed.content_id
         self.columns: tuple[Column, ...] = parsed.columns
+        self.bytes = sum(record.bytes for record in parsed.files)
+        """Of the files that the manifest lists: neither of itself nor of the card."""
         self.classes: list[ClassRow] = checked.classes
         self.index = index
         """One row per sample: key, label, shard, row, sample_id, and offset, nbytes and xxh3 of each array."""

@@ -18,6 +18,7 @@ from d2c.progress import Silent
 from d2c.publishing import PublishingConfig
 from d2c_cli.app import app
 from formats import open_artifact
+from formats.describe import describe
 from formats.errors import FormatError, IntegrityError
 from formats.files import read_json, write_json
 from formats.hashing import sha256_file
@@ -190,6 +191,18 @@ def test_private_is_only_for_the_hub(tmp_path: Path) -> None:
 def d2c(*args: str | Path) -> tuple[int, dict[str, Any], str]:
     result = CliRunner().invoke(app, [*map(str, args), "--json"], prog_name="d2c", catch_exceptions=False)
     return result.exit_code, json.loads(result.stdout), result.stderr
+
+
+def test_an_artifact_has_one_size(tmp_path: Path) -> None:
+    made, shelf, got = artifact(tmp_path / "made"), tmp_path / "shelf", tmp_path / "got"
+    size = describe(made)["bytes"]
+    assert size == sum(file["bytes"] for file in read_json(made / "manifest.json")["files"])
+    for name, here, there in (("push", made, shelf), ("pull", shelf, got)):
+        for more in (("--dry-run",), (), ()):
+            assert d2c(name, here, there, *more)[1]["bytes"] == size
+        assert d2c(name, here, there)[1]["transfer_bytes"] == 0
+    for _ in range(2):
+        assert d2c("repack", made, tmp_path / "same")[1]["bytes"] == size
 
 
 def test_the_commands_tell_scripts_what_happened(tmp_path: Path) -> None:
