@@ -107,6 +107,25 @@ def test_a_licence_file_comes_along_and_an_edited_card_is_told(tmp_path: Path) -
     assert "not as generated" not in again.stderr
 
 
+def test_a_licence_file_that_came_along_is_not_in_the_way(tmp_path: Path) -> None:
+    path, out = write_coded(tmp_path / "a", INT8), tmp_path / "b"
+    (path / "LICENSE").write_text("CC0")
+    repack(path, out, Changes(container="parquet"))
+    repack(path, out, Changes(container="tar"), overwrite=True)
+    assert open_artifact(out).manifest["container"]["kind"] == "tar"
+    before = contents(out)
+    with pytest.raises(RuntimeError, match="stopped"):
+        repack(path, out, Changes(tokens=INT4), stop, overwrite=True)
+    (path / "LICENSE").write_text("another")
+    with pytest.raises(FormatError, match="LICENSE"):
+        repack(path, out, Changes(tokens=INT4), overwrite=True)
+    assert contents(out) == before
+
+
+def stop(_: int) -> None:
+    raise RuntimeError("stopped")
+
+
 def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
     source = write_artifact(tmp_path / "a")
     (tmp_path / "disk").mkdir()
