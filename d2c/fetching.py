@@ -142,8 +142,9 @@ def run(plan: Plan, progress: Progress | None = None) -> Transfer:
         place=str(config.out),
         content_id=plan.manifest.content_id,
         root=plan.root,
+        bytes=sum(file.bytes for file in plan.manifest.files),
         files=len(fetched),
-        bytes=sum(file.bytes for file in fetched),
+        transfer_bytes=sum(file.bytes for file in fetched),
         skipped=len(plan.manifest.files) - len(fetched),
         revision=plan.store.revision,
     )

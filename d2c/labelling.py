@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from shlex import quote
 from typing import Any, cast, get_args
 
 import numpy as np
@@ -11,10 +14,12 @@ import pyarrow.compute as pc
 
 from d2c import runtime
 from d2c.clusters import PLAIN, cluster, cluster_names, wanted
-from d2c.errors import UsageError
+from d2c.errors import D2CError, UsageError
 from d2c.progress import Progress, Silent
 from d2c.sources import Labels, Source, open_source, relabel
+from d2c.sources.places import url_scheme
 from d2c.workspace import SCORES, Workspace
+from formats.errors import FormatError
 from formats.files import read_table, write_table
 
 OWN = "source"
@@ -73,11 +78,36 @@ def reopen(workspace: Workspace) -> Source:
     """
     summary = workspace.scores.require("d2c score DIR").summary
     location, labels = summary["source"]["path"], summary["source"].get("labels", OWN)
-    if labels == OWN:
-        return open_source(location)
+    with images_there(workspace):
+        if labels == OWN:
+            return open_source(location)
+        source = open_source(location, labels="none")
     scores = read_table(workspace.scores.output(SCORES), columns=["key", "label"])
     names = [row["name"] for row in workspace.classes()]
-    return assign(open_source(location, labels="none"), scores["key"], scores["label"].to_numpy(), names)
+    return assign(source, scores["key"], scores["label"].to_numpy(), names)
+
+
+@contextmanager
+def images_there(workspace: Workspace) -> Iterator[None]:
+    """For blocks that open the scored source.
+
+    Raises:
+        D2CError: it is no longer where it was; the message names the command that takes note of another place.
+    """
+    try:
+        yield
+    except FormatError as error:
+        location = workspace.scores.require("d2c score DIR").summary["source"]["path"]
+        if url_scheme(location) is not None or Path(location).exists():
+            raise
+        place = quote(str(workspace.path))
+        raise D2CError(
+            "the scored images are no longer where they were",
+            where=location,
+            found=error.found,
+            hint=f"score them where they are now, with the options of before: d2c score NEW_PLACE --workspace {place}; "
+            "files that are the same keep their scores",
+        ) from error
 
 
 def assign(source: Source, keys: pa.ChunkedArray, labels: np.ndarray[Any, Any], names: Sequence[str]) -> Source:

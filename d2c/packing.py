@@ -209,10 +209,11 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
         runtime.once(lambda: tidy(config.out.resolve()))
     runtime.once(lambda: Workspace(config.workspace).note_packed(config.out / MANIFEST))
     artifact = open_artifact(config.out)
-    size = sum(file.stat().st_size for file in config.out.rglob("*") if file.is_file())
     vision = artifact.manifest["encoders"]["vision"]
     patch = artifact.manifest["latent"]["size"] // vision["grid"] if vision else 2
-    return Result(path=config.out, content_id=artifact.content_id, samples=len(artifact), bytes=size, patch=patch)
+    return Result(
+        path=config.out, content_id=artifact.content_id, samples=len(artifact), bytes=artifact.bytes, patch=patch
+    )
 
 
 def plan_contents(config: PackingConfig, contents: Contents, inputs: dict[str, Any]) -> Plan:

@@ -13,7 +13,7 @@ from d2c.choices import SMALL
 from d2c.confidence import ConfidenceConfig
 from d2c.embedding import EmbeddingConfig
 from d2c.errors import UsageError
-from d2c.labelling import OWN
+from d2c.labelling import OWN, images_there
 from d2c.progress import Progress, Silent
 from d2c.selection import SelectionConfig
 from d2c.selectors import METHODS
@@ -318,7 +318,8 @@ def pack(request: PackRequest, progress: Progress | None = None) -> tuple[packin
     attached, step = attach(request, name, progress, remember=False)
     steps.append(step)
     plan = packing.plan(packing_config(request, name, attached))
-    result, step = run_step("pack", plan.reasons, lambda: packing.run(plan, progress), progress)
+    with images_there(Workspace(request.workspace)):
+        result, step = run_step("pack", plan.reasons, lambda: packing.run(plan, progress), progress)
     return result, [*steps, step.telling({"out": str(result.path), "content_id": result.content_id})]
 
 

@@ -159,13 +159,19 @@ def compare(recipe_path: str, approximate: bool, index: pa.Table) -> dict[str, A
     return {"parents": [*recipe.manifest["parents"], parent]}
 
 
+def differs(rebuilt: Path, recipe: Artifact) -> bool:
+    """Whether the artifact ``rebuilt`` says itself that it is the recipe's but for values that differ."""
+    parents = open_artifact(rebuilt).manifest["parents"]
+    return any((one.get("content_id"), one.get("operation")) == (recipe.content_id, "rebuild") for one in parents)
+
+
 def check_rebuilt(rebuilt: Path, recipe: Artifact, progress: Progress, *, approximate: bool) -> None:
     """The artifact ``rebuilt`` is sound down to every array, and the recipe's (or says itself what differs).
 
     Raises:
         IntegrityError: it is not.
     """
-    size = sum(record["bytes"] for record in open_artifact(rebuilt).manifest["files"])
+    size = open_artifact(rebuilt).bytes
     with progress.bar("verify", size, "byte") as bar:
         # Deep: its hashes of arrays are worth something only where the arrays have them.
         report = verify(rebuilt, "deep", bar.advance)

@@ -6,7 +6,7 @@ Only what is verified and licensed is sent, and of that only what the other side
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from d2c.errors import D2CError, UsageError
@@ -32,22 +32,27 @@ class PublishingConfig:
     private: bool = False
     """Make the repository private; hub only."""
     overwrite: bool = False
-    """Replace another artifact that is published there; and read again what seems to be there already."""
+    """Replace another artifact that is published there, and a card that was edited there; and read again what seems
+    to be there already."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """``files`` will be sent in this order and ``stale`` removed; ``skipped`` files are there already.
 
-    ``listed`` are all files of the artifact, the manifest last; ``there`` is what the destination held, name -> bytes.
+    ``kept`` are those of `EXTRAS` that are others there, as whoever edited them meant. ``listed`` are all files of the
+    artifact, the manifest last; ``there`` is what the destination held, name -> bytes.
     """
 
     config: PublishingConfig
     store: Store
     content_id: str
     root: str
+    bytes: int
+    """Of the artifact: of what is sent besides, the manifest and the card, they do not tell."""
     files: list[Outgoing]
     skipped: int
+    kept: list[str]
     stale: list[str]
     listed: list[Outgoing]
     there: dict[str, int]
@@ -84,10 +89,11 @@ def plan(config: PublishingConfig, progress: Progress | None = None) -> Plan:
     report = verified(root, progress or Silent())
     if not report.ok:
         raise _damaged(root, report.faults)
-    missing = _missing(store, there, files, closely=config.overwrite)
+    missing, kept = _needed(config, store, there, files)
     skipped = len(files) - len(missing)
     sums = sha256_file(root / SUMS)
-    return Plan(config, store, checked.manifest.content_id, sums, missing, skipped, stale, files, there)
+    size = sum(file.bytes for file in checked.manifest.files)
+    return Plan(config, store, checked.manifest.content_id, sums, size, missing, skipped, kept, stale, files, there)
 
 
 def run(plan: Plan, progress: Progress | None = None) -> Transfer:
@@ -98,21 +104,32 @@ def run(plan: Plan, progress: Progress | None = None) -> Transfer:
         FormatError: another process is pushing there.
         D2CError: the destination refuses, or holds something else since. What it has taken is not sent again.
     """
+    progress = progress or Silent()
     store, files = plan.store, plan.files
     if plan.files or plan.stale:
         with store.alone():
-            files = _send(plan, progress or Silent())
+            plan = _current(plan)
+            files = plan.files
+            _send(plan, progress)
+    if plan.kept:
+        progress.say(f"push: kept as edited there, which --overwrite would replace: {', '.join(plan.kept)}")
     size, skipped = sum(file.bytes for file in files), len(plan.listed) - len(files)
-    return Transfer(store.url, plan.content_id, plan.root, len(files), size, skipped, store.revision)
+    return Transfer(store.url, plan.content_id, plan.root, plan.bytes, len(files), size, skipped, store.revision)
 
 
-def _send(plan: Plan, progress: Progress) -> list[Outgoing]:
-    config, store, files, stale = plan.config, plan.store, plan.files, plan.stale
-    there = store.files()
-    if there != plan.there:
-        # Somebody was faster.
-        stale = _check_place(config, store, there, plan.listed)
-        files = _missing(store, there, plan.listed, closely=config.overwrite)
+def _current(plan: Plan) -> Plan:
+    """The plan, made anew where somebody was faster."""
+    there = plan.store.files()
+    if there == plan.there:
+        return plan
+    stale = _check_place(plan.config, plan.store, there, plan.listed)
+    files, kept = _needed(plan.config, plan.store, there, plan.listed)
+    return replace(plan, files=files, kept=kept, stale=stale)
+
+
+def _send(plan: Plan, progress: Progress) -> None:
+    store, files = plan.store, plan.files
+    arriving = [file for file in plan.listed if file.name not in plan.kept]
     size = sum(file.bytes for file in files)
     with progress.bar("hash", size, "byte") as bar:
         for file in files:
@@ -126,10 +143,9 @@ def _send(plan: Plan, progress: Progress) -> list[Outgoing]:
                 )
             bar.advance(file.bytes)
     with progress.bar("push", size, "byte") as bar:
-        store.send(files, stale, bar.advance, lambda: _check_arrival(plan, plan.listed[:-1]))
+        store.send(files, plan.stale, bar.advance, lambda: _check_arrival(plan, arriving[:-1]))
     # Once more with the manifest: of two that push at the same time, the later one sees what both have done.
-    _check_arrival(plan, plan.listed)
-    return files
+    _check_arrival(plan, arriving)
 
 
 def _check_arrival(plan: Plan, files: list[Outgoing]) -> None:
@@ -164,6 +180,17 @@ def _check_licence(manifest: Manifest, root: Path) -> None:
             expected="the SPDX expression of the data's licence, and the address of the source's terms",
             hint=f"d2c repack {root} NEW --licence SPDX --source-terms URL",
         )
+
+
+def _needed(
+    config: PublishingConfig, store: Store, there: dict[str, int], files: list[Outgoing]
+) -> tuple[list[Outgoing], list[str]]:
+    """What to send; and the extras that are left as they are, since the artifact there is this one already."""
+    missing = _missing(store, there, files, closely=config.overwrite)
+    # `_check_place` has seen that it is no other.
+    kept = [file.name for file in missing if file.name in EXTRAS and file.name in there and MANIFEST in there]
+    kept = [] if config.overwrite else kept
+    return [file for file in missing if file.name not in kept], kept
 
 
 def _missing(store: Store, there: dict[str, int], files: list[Outgoing], *, closely: bool = False) -> list[Outgoing]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from d2c import attachment, blueprint, packing, runtime
+from d2c import attachment, blueprint, packing, proof, runtime
 from d2c.attachment import AttachmentConfig
 from d2c.blueprint import HUB_ID, TEXT_TABLES, Blueprint, Vision, family
 from d2c.contents import Contents
@@ -23,7 +23,6 @@ from d2c.latents import LatentSpec
 from d2c.packing import PackingConfig
 from d2c.picks import Picks
 from d2c.progress import Progress, Silent
-from d2c.proof import check_codec, check_encoder, check_images, check_names, check_rebuilt, check_scorer, compare
 from d2c.sources import Source, open_source
 from d2c.tokens import VisionTokens, save_array
 from d2c.workspace import BEGUN, CLASSES, RECORD, SCORES, SELECTION, Stage, Workspace
@@ -114,10 +113,13 @@ def plan(request: RebuildRequest) -> Plan:
     settings = blueprint.read(recipe)
     codec, vision = _codec(request, settings.latent), _vision(request, settings)
     source = _source(request, recipe, settings)
-    check_names(source, recipe, settings)
+    proof.check_names(source, recipe, settings)
     contents = _contents(request, recipe, settings, source, codec)
-    inputs = {"recipe": recipe.content_id, "source": source.digest, "approximate": request.approximate}
+    # Not `approximate`: the shards are the same with it.
+    inputs = {"recipe": recipe.content_id, "source": source.digest}
     packed = packing.plan_contents(_packing(request, settings), contents, inputs)
+    if not packed.reasons and not request.approximate and proof.differs(request.out, recipe):
+        packed = replace(packed, reasons=["approximate changed"])
     return Plan(request, recipe, settings, source, codec, vision, packed, replaced)
 
 
@@ -132,8 +134,8 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
     request, settings = plan.request, plan.blueprint
     if plan.reasons:
         workspace = Workspace(request.workspace)
-        runtime.once(lambda: check_images(plan.source, settings, progress, threads=request.threads))
-        runtime.once(lambda: check_codec(plan.codec, settings))
+        runtime.once(lambda: proof.check_images(plan.source, settings, progress, threads=request.threads))
+        runtime.once(lambda: proof.check_codec(plan.codec, settings))
         runtime.once(lambda: _fill(workspace, plan))
         contents = plan.packing.contents
         if settings.text:
@@ -146,7 +148,7 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
             contents = _with_tokens(contents, workspace.vision(_NAME, str(name)), plan.recipe, settings.vision)
         packing.run(replace(plan.packing, contents=contents), progress)
     else:
-        check = partial(check_rebuilt, request.out, plan.recipe, progress, approximate=request.approximate)
+        check = partial(proof.check_rebuilt, request.out, plan.recipe, progress, approximate=request.approximate)
         runtime.once(check)
     rebuilt = open_artifact(request.out)
     return Result(
@@ -154,7 +156,7 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
         content_id=rebuilt.content_id,
         identical=rebuilt.content_id == plan.recipe.content_id,
         samples=len(rebuilt),
-        bytes=sum(record["bytes"] for record in rebuilt.manifest["files"]),
+        bytes=rebuilt.bytes,
     )
 
 
@@ -295,7 +297,7 @@ def _fill(workspace: Workspace, plan: Plan) -> None:
     request, recipe, settings = plan.request, plan.recipe, plan.blueprint
     scorer: dict[str, Any] = {"spec": "", "facts": recipe.manifest["selection"].get("scorer")}
     if settings.scorer and request.scorer is not None:
-        check_scorer(request.scorer, settings)
+        proof.check_scorer(request.scorer, settings)
         scorer["spec"] = workspace.remember(request.scorer)
     config = {"codec": plan.codec, "size": settings.size, "objective": settings.objective}
     inputs = {"recipe": recipe.content_id, "source": plan.source.digest}
@@ -342,7 +344,7 @@ def _contents(request: RebuildRequest, recipe: Artifact, settings: Blueprint, so
         classes=[{"id": c.id, "name": c.name, "source_id": c.source_id} for c in recipe.classes],
         fields={name: value for name, value in recipe.manifest.items() if name not in dropped},
         licence=settings.licence,
-        judge=partial(compare, str(request.recipe), request.approximate),
+        judge=partial(proof.compare, str(request.recipe), request.approximate),
     )
 
 
@@ -354,7 +356,7 @@ def _fill_text(folder: Path, recipe: Artifact) -> None:
 
 def _with_tokens(contents: Contents, stage: Stage, recipe: Artifact, vision: Vision) -> Contents:
     tokens = VisionTokens.open(stage)
-    check_encoder(stage.require("d2c rebuild").summary, tokens.shape, vision)
+    proof.check_encoder(stage.require("d2c rebuild").summary, tokens.shape, vision)
     column = vision.column
     rms = None if column.codec == RAW else recipe.codec_array(column.name, RMS)
     return replace(contents, tokens=tokens, token_codec=column.codec, rms=rms)

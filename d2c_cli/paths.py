@@ -6,16 +6,20 @@ import difflib
 from pathlib import Path
 
 from d2c.errors import D2CError
+from formats.layout import unfinished
 
 
 def existing(path: Path, what: str, made_by: str) -> Path:
     """``path``, which must exist.
 
     Raises:
-        D2CError: it does not; the message suggests the nearest sibling, else the command that makes it.
+        D2CError: it does not; the message suggests to finish what an interrupted command left beside it, else the
+            nearest sibling, else the command that makes it.
     """
     if path.exists():
         return path
+    if left := unfinished(path):
+        raise D2CError(f"there is no finished {what} here", where=path, **left)
     beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.6)
     hint = f"did you mean {path.parent / close[0]}?" if close else f"make it with: {made_by}"

@@ -34,8 +34,9 @@ def push(
     In: a folder that `d2c pack` wrote, intact and with its licence. Out: the same files at the destination, the
     manifest last, so that nobody reads a half artifact; and the root, a sha256 by which receivers prove all of it.
 
-    What the destination has already is not sent again: an interrupted push goes on where it stopped. Credentials
-    are those of huggingface_hub (`hf auth login`) and of the AWS tools; AWS_ENDPOINT_URL names another S3.
+    What the destination has already is not sent again: an interrupted push goes on where it stopped. A card that was
+    edited there is kept, unless --overwrite is given. Credentials are those of huggingface_hub (`hf auth login`) and of
+    the AWS tools; AWS_ENDPOINT_URL names another S3.
     """
     from d2c.remotes import shown
 
@@ -53,9 +54,11 @@ def push(
             "destination": plan.store.url,
             "content_id": plan.content_id,
             "root": plan.root,
+            "bytes": plan.bytes,
             "files": len(plan.files),
-            "bytes": sum(file.bytes for file in plan.files),
+            "transfer_bytes": sum(file.bytes for file in plan.files),
             "skipped": plan.skipped,
+            "kept": plan.kept,
             "send": [{"file": file.name, "bytes": file.bytes} for file in plan.files],
             "remove": plan.stale,
         }
@@ -99,8 +102,9 @@ def pull(
             "content_id": plan.manifest.content_id,
             "root": plan.root,
             "reasons": plan.reasons or ["up to date"],
+            "bytes": sum(file.bytes for file in plan.manifest.files),
             "files": len(missing),
-            "bytes": sum(file.bytes for file in missing),
+            "transfer_bytes": sum(file.bytes for file in missing),
             "skipped": len(plan.manifest.files) - len(missing),
             "revision": plan.store.revision,
             "fetch": [{"file": file.path, "bytes": file.bytes} for file in missing],

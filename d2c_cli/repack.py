@@ -32,12 +32,13 @@ def repack(
 
     In: a folder that `d2c pack` wrote, here or elsewhere. Out: a new artifact. Its content id is the same where the
     content is; where tokens were encoded anew, it names the old one as its parent. Every array is verified on the way.
+    Of a recipe, which has no arrays, the licence note alone can change. A LICENSE comes along, and the card is new.
     """
     output = Output.open(ctx)
     existing(artifact, "artifact", "d2c pack --ratio 0.008")
     from d2c.tokens import CODECS
     from formats.artifact import open_artifact
-    from formats.repack import Changes
+    from formats.repack import Changes, edited_card, finished
     from formats.repack import repack as rewrite
 
     before = open_artifact(artifact)
@@ -48,15 +49,20 @@ def repack(
         tokens=CODECS[tokens] if tokens else None,
         licence={name: value for name, value in notes.items() if value is not None},
     )
-    with output.progress.bar("repack", len(before), "image") as bar:
-        after = rewrite(artifact, out, changes, bar.advance, overwrite=overwrite)
+    if (after := None if overwrite else finished(before, out, changes)) is not None:
+        output.progress.say("repack: up to date")
+    else:
+        with output.progress.bar("repack", len(before), "image") as bar:
+            after = rewrite(artifact, out, changes, bar.advance, overwrite=overwrite)
+        if card := edited_card(before):
+            output.progress.warn(f"{card} is not as generated, and not copied: bring edits over to {out / card.name}")
     output.show(
         {
             "artifact": out,
             "content_id": after.content_id,
             "same_content": after.content_id == before.content_id,
             "images": len(after),
-            "bytes": sum(record["bytes"] for record in after.manifest["files"]),
+            "bytes": after.bytes,
             "fidelity": {column.name: column.fidelity for column in after.columns if column.fidelity},
         }
     )

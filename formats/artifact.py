@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from formats.checks import Checked, quick_check, read_selection
 from formats.codecs import decode
-from formats.encoding import Sample, parse_info
+from formats.encoding import Encoded, Sample, parse_info
 from formats.errors import FormatError, IntegrityError
 from formats.files import read_bounded
 from formats.hashing import xxh3, xxh3_array, xxh3_file
@@ -63,6 +63,8 @@ class Artifact:
         self.manifest: dict[str, Any] = parsed.raw
         self.content_id: str = parsed.content_id
         self.columns: tuple[Column, ...] = parsed.columns
+        self.bytes = sum(record.bytes for record in parsed.files)
+        """Of the files that the manifest lists: neither of itself nor of the card."""
         self.classes: list[ClassRow] = checked.classes
         self.index = index
         """One row per sample: key, label, shard, row, sample_id, and offset, nbytes and xxh3 of each array."""
@@ -164,6 +166,11 @@ class Artifact:
     def digests(self, i: int) -> dict[str, str]:
         """xxh3-128 of sample ``i``'s arrays by column, as the index has them."""
         return {column.name: self._digests[n][i].as_py() for n, column in enumerate(self.columns)}
+
+    def known(self, i: int) -> Encoded:
+        """Sample ``i`` as the index has it, without its arrays' bytes."""
+        key, label = self.index["key"][i].as_py(), int(self.labels[i])
+        return Encoded(key, label, self._info[i].as_py(), [], list(self.digests(i).values()))
 
     def sample(self, which: int | str) -> Sample:
         """A sample by number or key; columns with a codec are decoded, and their scales left out.

@@ -5,7 +5,6 @@ One pass finds all faults; the reader stops at any, verification reports them.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from formats.fields import Fields
 from formats.files import read_bounded, read_json, table_facts
 from formats.hashing import sha256_file, xxh3_file
 from formats.index import ROW_BYTES, index_faults, index_schema
-from formats.layout import CLASSES, INDEX, MANIFEST, OWNED, README, SELECTION, SUMS, unlisted
+from formats.layout import CLASSES, INDEX, MANIFEST, OWNED, README, SELECTION, SUMS, unfinished, unlisted
 from formats.report import Fault
 from formats.schema import ClassRow, Manifest, parse_manifest
 
@@ -46,13 +45,12 @@ def quick_check(root: Path) -> Checked:
         VersionError: the artifact is newer than this reader.
     """
     if not (root / MANIFEST).is_file():
-        unfinished = Path(f"{os.path.realpath(root)}.partial").exists()
+        found = unfinished(root) or {"found": "a folder" if root.is_dir() else "no such folder"}
         raise FormatError(
             "there is no finished artifact here",
             where=root,
-            found="an unfinished one beside it" if unfinished else "a folder" if root.is_dir() else "no such folder",
             expected=f"a folder with {MANIFEST}",
-            hint="run the same `d2c pack` again: it goes on where it stopped" if unfinished else None,
+            **found,
         )
     checked = Checked(root)
     sums = _sums(checked)

@@ -58,7 +58,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "root": sha256_file(Path(path) / SUMS),
         "container": manifest["container"],
         "shards": len(artifact.shards),
-        "bytes": sum(record["bytes"] for record in manifest["files"]),
+        "bytes": artifact.bytes,
         "counts": manifest["counts"],
         "columns": columns,
         "fidelity": {column.name: dict(column.fidelity) for column in artifact.columns if column.fidelity},

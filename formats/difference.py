@@ -100,7 +100,7 @@ def _facts(artifact: Artifact) -> dict[str, Any]:
         "content_id": artifact.content_id,
         "images": len(artifact),
         "classes": len(artifact.classes),
-        "bytes": sum(record["bytes"] for record in artifact.manifest["files"]),
+        "bytes": artifact.bytes,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -23,6 +24,20 @@ UNHASHED = (MANIFEST, SUMS, README, "croissant.json")
 def codec_path(column: str, role: str) -> str:
     """Path of an array that decoding ``column`` needs."""
     return f"codec/{column}_{role}.npy"
+
+
+def unfinished(root: Path) -> dict[str, str] | None:
+    """What an interrupted command left beside ``root``, as parts of an error: what is found and what to try."""
+    place = Path(os.path.realpath(root))
+    beside = set(os.listdir(place.parent)) if place.parent.is_dir() else set()
+    swapped = re.compile(rf"\.tmp-\d+-{re.escape(place.name)}\.replaced")
+    commands = {f"{place.name}.partial": "d2c pack, repack or rebuild", f"{place.name}.partial-pull": "d2c pull"}
+    commands |= {name: "d2c pack, repack, rebuild or pull" for name in sorted(beside) if swapped.fullmatch(name)}
+    for name, command in commands.items():
+        if name in beside:
+            again = f"run the command that was interrupted ({command}) again: it goes on where it stopped"
+            return {"found": f"an unfinished one beside it: {name}", "hint": again}
+    return None
 
 
 def unlisted(root: Path, listed: AbstractSet[str], *, everything: bool = False) -> list[str]:

@@ -7,6 +7,7 @@ one, and the new artifact names the old as its parent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,13 +17,17 @@ import numpy as np
 
 from formats import codecs
 from formats.artifact import Artifact, open_artifact
+from formats.card import card
 from formats.codecs import Fidelity
+from formats.encoding import Encoded
 from formats.errors import FormatError, VersionError
+from formats.files import write_bytes
 from formats.hashing import canonical_json, parse_json, xxh3_json
-from formats.layout import MANIFEST
+from formats.layout import LICENSE, MANIFEST, README
 from formats.licence import check_licence
-from formats.schema import CODECS, RAW, RECIPE, RMS, Column, Container
+from formats.schema import CODECS, RAW, RECIPE, RMS, Column, Container, parse_manifest
 from formats.shards import Sample
+from formats.swap import ARTIFACT
 from formats.version import FORMAT_VERSION
 from formats.writer import OWN_FIELDS, ArtifactWriter
 
@@ -52,41 +57,120 @@ def repack(
     """Write the artifact ``source`` to ``out`` with ``changes``; every array's hash is checked on the way.
 
     A killed call goes on by shard; a finished one is not repeated. ``progress`` is told the samples written. Storage
-    order and the manifest's fields that do not follow from what was written are kept, unknown ones included.
+    order and the manifest's fields that do not follow from what was written are kept, unknown ones included. Of a
+    recipe the licence note can change, since all that it lacks are the arrays. A LICENSE comes along; the card is
+    generated anew (`edited_card`).
 
     Raises:
         FormatError: ``out`` holds something else (another artifact: unless ``overwrite``) or lies in ``source``;
-            ``source`` is a recipe; or a codec is asked for that cannot bring back what another one took.
+            anything but the licence note of a recipe is to change; or a codec is asked for that cannot bring back
+            what another one took.
         VersionError: ``source`` has a newer minor version, of which this code may lose something.
         IntegrityError: the source is damaged.
     """
     artifact, place = open_artifact(source), Path(out)
-    _check(artifact, place, changes)
-    recoded = _recoded(artifact, changes.tokens)
-    fields, columns = _fields(artifact, changes, recoded), _columns(artifact, recoded)
-    container = changes.container or artifact.manifest["container"]["kind"]
-    count = min(changes.shards or len(artifact.shards), len(artifact))
-    if (place / MANIFEST).exists() and not overwrite:
-        return _finished(place, container, count, columns, fields)
+    if not overwrite and (there := finished(artifact, place, changes)):
+        return there
+    wanted = _wanted(artifact, place, changes)
+    container, count, recoded, columns = wanted.container, wanted.shards, wanted.recoded, wanted.columns
     digest = xxh3_json({"source": artifact.manifest, **asdict(changes)})
-    with ArtifactWriter(place, container, columns, count, digest) as writer:
+    licence = _licence(artifact.path)
+    with _out_of_the_way(place, licence), ArtifactWriter(place, container, columns, count, digest) as writer:
         rms = {
             column.name: writer.codec_array(column.name, RMS, partial(_rms, artifact, column.name))
             for column in columns
             if column.codec != RAW
         }
-        finished = writer.done_shards()
+        done = writer.done_shards()
         for shard in range(count):
             first, last = len(artifact) * shard // count, len(artifact) * (shard + 1) // count
-            if shard not in finished:
+            if shard not in done:
                 costs = {name: Fidelity(against=_column(artifact, name).codec) for name in recoded}
-                writer.write(shard, _samples(artifact, recoded, rms, costs, range(first, last)), costs)
+                samples = _samples(artifact, recoded, rms, costs, range(first, last))
+                writer.write(shard, samples, costs)
             if progress:
                 progress(last - first)
         tables = {record["name"]: artifact.table(record["name"]) for record in artifact.manifest["class_tables"]}
         kept = {column.name: column.fidelity for column in artifact.columns if column.fidelity is not None}
-        writer.finish(fields, artifact.classes, tables, artifact.selection, fidelity=kept)
+        if licence is not None:
+            write_bytes(writer.partial / ARTIFACT / LICENSE, licence)
+        writer.finish(wanted.fields, artifact.classes, tables, artifact.selection, fidelity=kept)
     return open_artifact(place)
+
+
+def finished(artifact: Artifact, place: Path, changes: Changes) -> Artifact | None:
+    """The artifact at ``place``, where it is what `repack` would write there; None where there is none.
+
+    Raises:
+        FormatError: it is another one; or as `repack`.
+        VersionError: as `repack`.
+    """
+    wanted = _wanted(artifact, place, changes)
+    if not (place / MANIFEST).exists():
+        return None
+    there = open_artifact(place)
+    same = (
+        there.manifest["container"]["kind"] == wanted.container
+        and (len(there.shards) or 1) == wanted.shards
+        and [replace(column, codec_arrays={}, fidelity=None) for column in there.columns] == wanted.columns
+        # What was recoded has an id of its own, and names its parent among the fields.
+        and (bool(wanted.recoded) or there.content_id == artifact.content_id)
+        and {n: v for n, v in there.manifest.items() if n not in OWN_FIELDS}
+        == parse_json(canonical_json(wanted.fields))
+    )
+    if same:
+        return there
+    raise FormatError(
+        "another artifact is here already",
+        where=place,
+        hint="choose another folder, or replace it with --overwrite",
+    )
+
+
+def edited_card(artifact: Artifact) -> Path | None:
+    """The artifact's card, where it is not the one that is generated for it: `repack` generates another."""
+    path = artifact.path / README
+    generated = card(parse_manifest(artifact.manifest, artifact.path / MANIFEST)).encode()
+    return path if path.is_file() and path.read_bytes() != generated else None
+
+
+def _licence(root: Path) -> bytes | None:
+    path = root / LICENSE
+    return path.read_bytes() if path.is_file() and not path.is_symlink() else None
+
+
+@contextmanager
+def _out_of_the_way(place: Path, licence: bytes | None) -> Iterator[None]:
+    """A LICENSE at ``place`` keeps it from being replaced, but not where the same one comes again."""
+    same = licence is not None and _licence(place) == licence
+    if same:
+        (place / LICENSE).unlink()
+    try:
+        yield
+    finally:
+        if same and licence is not None and not (place / LICENSE).exists():
+            write_bytes(place / LICENSE, licence)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    container: Container
+    shards: int
+    recoded: dict[str, str]
+    columns: list[Column]
+    fields: dict[str, Any]
+
+
+def _wanted(artifact: Artifact, place: Path, changes: Changes) -> _Wanted:
+    _check(artifact, place, changes)
+    recoded = _recoded(artifact, changes.tokens)
+    return _Wanted(
+        container=changes.container or artifact.manifest["container"]["kind"],
+        shards=min(changes.shards or len(artifact.shards) or 1, len(artifact)),
+        recoded=recoded,
+        columns=_columns(artifact, recoded),
+        fields=_fields(artifact, changes, recoded),
+    )
 
 
 def _check(artifact: Artifact, place: Path, changes: Changes) -> None:
@@ -98,10 +182,11 @@ def _check(artifact: Artifact, place: Path, changes: Changes) -> None:
         raise FormatError(
             "a recipe is not made by repacking", where=place, hint="pack what was selected with --recipe-only"
         )
-    if not artifact.shards:
+    if not artifact.shards and (changes.container or changes.shards or changes.tokens):
         raise FormatError(
             "a recipe holds no arrays to repack",
             where=artifact.path,
+            expected="no change but of the licence note",
             hint=f"make them from your own copy of the images: d2c rebuild {artifact.path} --source DIR",
         )
     if (version := artifact.manifest["format"]["version"]) != FORMAT_VERSION:
@@ -112,24 +197,6 @@ def _check(artifact: Artifact, place: Path, changes: Changes) -> None:
             expected=f"format {FORMAT_VERSION}",
             hint="repack it with a newer release: pip install -U d2c-toolkit",
         )
-
-
-def _finished(place: Path, container: str, shards: int, columns: list[Column], fields: dict[str, Any]) -> Artifact:
-    """The artifact at ``place``, if it is what would be written there."""
-    there = open_artifact(place)
-    same = (
-        there.manifest["container"]["kind"] == container
-        and len(there.shards) == shards
-        and [replace(column, codec_arrays={}, fidelity=None) for column in there.columns] == columns
-        and {n: v for n, v in there.manifest.items() if n not in OWN_FIELDS} == parse_json(canonical_json(fields))
-    )
-    if same:
-        return there
-    raise FormatError(
-        "another artifact is here already",
-        where=place,
-        hint="choose another folder, or replace it with --overwrite",
-    )
 
 
 def _column(artifact: Artifact, name: str) -> Column:
@@ -177,7 +244,10 @@ def _rms(artifact: Artifact, name: str) -> np.ndarray[Any, Any]:
 
 def _samples(
     artifact: Artifact, recoded: Mapping[str, str], rms: Arrays, costs: Mapping[str, Fidelity], rows: range
-) -> Iterator[Sample]:
+) -> Iterator[Sample | Encoded]:
+    if not artifact.shards:
+        yield from map(artifact.known, rows)
+        return
     dropped = {c.scale_column for c in artifact.columns if c.name in recoded}
     kept = [c.name for c in artifact.columns if c.name not in recoded and c.name not in dropped]
     for i in rows:

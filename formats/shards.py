@@ -23,13 +23,13 @@ def shard_name(container: Container, shard: int, shards: int) -> str:
 
 
 def write_shard(
-    path: Path, container: Container, columns: Sequence[Column], samples: Iterable[Sample]
+    path: Path, container: Container, columns: Sequence[Column], samples: Iterable[Sample | Encoded]
 ) -> list[dict[str, Any]]:
     """Write ``samples`` in the order given, whole or not at all; one sample (Parquet: one row group) is held in memory.
 
     Returns the rows of the index: key, label, shard, row, sample_id, info, and per column ``<name>.offset`` of the
-    array's bytes in the file, ``<name>.nbytes`` and ``<name>.xxh3``. For a recipe no file is written, and the rows
-    have no places.
+    array's bytes in the file, ``<name>.nbytes`` and ``<name>.xxh3``. For a recipe no file is written, the rows have no
+    places, and samples may come as another recipe's index has them.
 
     Raises:
         FormatError: a sample that does not fit the columns, a key that comes twice, facts that only some samples have.
@@ -47,10 +47,10 @@ def write_shard(
     return rows
 
 
-def _checked(samples: Iterable[Sample], columns: Sequence[Column], shard: str) -> Iterator[Encoded]:
+def _checked(samples: Iterable[Sample | Encoded], columns: Sequence[Column], shard: str) -> Iterator[Encoded]:
     seen: set[str] = set()
     for sample in samples:
-        encoded = encode(sample, columns)
+        encoded = sample if isinstance(sample, Encoded) else encode(sample, columns)
         if encoded.key in seen:
             raise FormatError("two samples have the same key", where=shard, found=encoded.key)
         seen.add(encoded.key)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from formats.card import card
 from formats.codecs import Fidelity
 from formats.croissant import CROISSANT, croissant
-from formats.encoding import Sample
+from formats.encoding import Encoded, Sample
 from formats.errors import FormatError
 from formats.files import (
     read_json,
@@ -178,7 +178,9 @@ class ArtifactWriter:
         """Numbers of the shards whose bytes on disk still have the hash they were written with."""
         return {shard for shard in range(self.n_shards) if self._whole(shard)}
 
-    def write(self, shard: int, samples: Iterable[Sample], costs: Mapping[str, Fidelity] | None = None) -> None:
+    def write(
+        self, shard: int, samples: Iterable[Sample | Encoded], costs: Mapping[str, Fidelity] | None = None
+    ) -> None:
         """Write shard number ``shard``, whole or not at all; an earlier one of that number is replaced.
 
         ``costs``: by column, what its codec cost the samples, complete when the last of them has been taken.

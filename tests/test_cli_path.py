@@ -93,6 +93,7 @@ def test_the_users_three_commands_and_their_dry_runs(home: Path) -> None:
 
     packed = document("pack", "--ratio", "0.25")
     assert packed["images"] == 6
+    assert packed["bytes"] == document("inspect", "shards/")["artifact"]["bytes"]
     assert [(step["stage"], step["ran"]) for step in packed["steps"]] == [
         ("select", True),
         ("attach", True),

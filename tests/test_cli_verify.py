@@ -69,6 +69,23 @@ def test_no_artifact_is_1(tmp_path: Path) -> None:
     assert "there is no artifact here" in message
 
 
+@pytest.mark.parametrize(
+    ("left", "command"),
+    [("here.partial", "d2c pack"), ("here.partial-pull", "d2c pull"), (".tmp-4711-here.replaced", "d2c pack")],
+)
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_was_interrupted_is_finished_not_made_anew(tmp_path: Path, left: str, command: str, exists: bool) -> None:
+    (tmp_path / left).mkdir()
+    (tmp_path / "elsewhere.partial").mkdir()
+    if exists:
+        (tmp_path / "here").mkdir()
+    for words in (("inspect",), ("train", "--model", "sit-tiny/2")):
+        result = CliRunner().invoke(app, [*words, str(tmp_path / "here")], prog_name="d2c")
+        assert (result.exit_code, f"an unfinished one beside it: {left}" in result.stderr) == (1, True)
+        assert f"run the command that was interrupted ({command}" in result.stderr
+        assert "make it with" not in result.stderr
+
+
 def test_a_bad_option_value_is_a_document_under_json(shards: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["repack", str(shards), str(tmp_path / "b"), "--tokens", "int9", "--json"])
     assert result.exit_code == 2

@@ -9,12 +9,14 @@ import pytest
 from coded_fixture import agree, cost_of, write_coded
 from formats_fixture import contents, make_samples, write_artifact
 from killing import run_and_kill
+from typer.testing import CliRunner
 
 from d2c.progress import Progress
+from d2c_cli.app import app
 from formats import FormatError, IntegrityError, VersionError, open_artifact, verify
 from formats.files import read_json, write_json
 from formats.hashing import sha256_file
-from formats.repack import Changes, repack
+from formats.repack import Changes, edited_card, repack
 from formats.schema import INT4, INT8, RAW
 
 
@@ -77,6 +79,53 @@ def test_another_artifact_is_replaced_only_when_that_is_asked_for(tmp_path: Path
     assert (other / "manifest.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.parametrize("tokens", [None, INT4])
+def test_an_artifact_with_other_arrays_is_another_one(tmp_path: Path, tokens: str | None) -> None:
+    # Their manifests say the same, but for what follows from the arrays.
+    full = write_coded(tmp_path / "full", INT8)
+    twin = write_coded(tmp_path / "twin", INT8, measured=slice(0, 10))
+    assert open_artifact(full).content_id != open_artifact(twin).content_id
+    repack(full, tmp_path / "b", Changes(container="parquet", tokens=tokens))
+    before = contents(tmp_path / "b")
+    with pytest.raises(FormatError, match="another artifact is here"):
+        repack(twin, tmp_path / "b", Changes(container="parquet", tokens=tokens))
+    assert contents(tmp_path / "b") == before
+
+
+def test_a_licence_file_comes_along_and_an_edited_card_is_told(tmp_path: Path) -> None:
+    path = write_artifact(tmp_path / "a")
+    (path / "LICENSE").write_text("CC0")
+    assert edited_card(open_artifact(path)) is None
+    with (path / "README.md").open("a") as card:
+        card.write("EDITED")
+    assert edited_card(open_artifact(path)) == path / "README.md"
+    said = CliRunner().invoke(app, ["repack", str(path), str(tmp_path / "b"), "--container", "parquet"])
+    assert (tmp_path / "b" / "LICENSE").read_text() == "CC0"
+    assert f"{path / 'README.md'} is not as generated" in said.stderr
+    again = CliRunner().invoke(app, ["repack", str(path), str(tmp_path / "b"), "--container", "parquet"])
+    assert (again.exit_code, "repack: up to date" in again.stderr) == (0, True)
+    assert "not as generated" not in again.stderr
+
+
+def test_a_licence_file_that_came_along_is_not_in_the_way(tmp_path: Path) -> None:
+    path, out = write_coded(tmp_path / "a", INT8), tmp_path / "b"
+    (path / "LICENSE").write_text("CC0")
+    repack(path, out, Changes(container="parquet"))
+    repack(path, out, Changes(container="tar"), overwrite=True)
+    assert open_artifact(out).manifest["container"]["kind"] == "tar"
+    before = contents(out)
+    with pytest.raises(RuntimeError, match="stopped"):
+        repack(path, out, Changes(tokens=INT4), stop, overwrite=True)
+    (path / "LICENSE").write_text("another")
+    with pytest.raises(FormatError, match="LICENSE"):
+        repack(path, out, Changes(tokens=INT4), overwrite=True)
+    assert contents(out) == before
+
+
+def stop(_: int) -> None:
+    raise RuntimeError("stopped")
+
+
 def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
     source = write_artifact(tmp_path / "a")
     (tmp_path / "disk").mkdir()
@@ -94,6 +143,20 @@ def test_licence_notes_change_nothing_else(tmp_path: Path) -> None:
     assert after.content_id == before.content_id
     same = {name for name, data in contents(tmp_path / "a").items() if contents(tmp_path / "b").get(name) == data}
     assert set(contents(tmp_path / "b")) - same == {"README.md", "SHA256SUMS", "croissant.json", "manifest.json"}
+
+
+@pytest.mark.parametrize("codec", [RAW, INT8])
+def test_a_recipe_gets_a_licence_note_and_keeps_all_else(tmp_path: Path, codec: str) -> None:
+    path = write_coded(tmp_path / "a", codec, container="recipe")
+    before = open_artifact(path)
+    repack(path, tmp_path / "b", Changes(licence={"spdx": "MIT"}))
+    after = repack(path, tmp_path / "b", Changes(licence={"spdx": "MIT"}))
+    assert verify(tmp_path / "b", "deep").ok
+    assert after.content_id == before.content_id
+    assert after.manifest["licence"] == {**before.manifest["licence"], "spdx": "MIT"}
+    old, new = contents(path), contents(tmp_path / "b")
+    changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+    assert changed == {"README.md", "SHA256SUMS", "croissant.json", "manifest.json"}
 
 
 def test_a_damaged_source_is_never_copied(tmp_path: Path) -> None:
@@ -117,8 +180,10 @@ def test_what_cannot_be_repacked_is_refused(tmp_path: Path) -> None:
         repack(path, tmp_path / "b", Changes(container="recipe"))
     with pytest.raises(FormatError, match="no tokens"):
         repack(path, tmp_path / "b", Changes(tokens=INT8))
-    with pytest.raises(FormatError, match="d2c rebuild"):
-        repack(write_artifact(tmp_path / "recipe", "recipe"), tmp_path / "b", Changes(container="tar"))
+    recipe = write_artifact(tmp_path / "recipe", "recipe")
+    for changes in (Changes(container="tar"), Changes(shards=2), Changes(tokens=INT8)):
+        with pytest.raises(FormatError, match=r"no change but of the licence note[\s\S]*d2c rebuild"):
+            repack(recipe, tmp_path / "b", changes)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(FormatError, match="something else"):

@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import pack_request
+from conftest import SIDE, pack_request
 from PIL import Image
 
-from d2c import generation, pipeline, score_pipeline, training
+from d2c import generation, pipeline, score_pipeline, scoring, training
 from d2c.choices import PAPER_SCORER, choose_codec, choose_scorer, choose_scorer_model
 from d2c.errors import D2CError
 from d2c.progress import Silent
 from d2c.recipe import recipe
 from d2c.score_pipeline import ScoreRequest
+from d2c.scoring import ScoringConfig
 from d2c.sit import model_spec
 from d2c.sources import Source, open_source
 from formats import open_artifact, verify
@@ -227,3 +228,24 @@ def test_another_vae_than_the_one_scored_with_is_not_packed(tmp_path: Path, vae:
     save_file({name: tensor * 1.01 for name, tensor in load_file(weights).items()}, weights)
     with pytest.raises(D2CError, match="not the one that the images were scored with"):
         pipeline.pack(pack_request(tmp_path / "ws", tmp_path / "shards", per_class=2, text="none", vision="none"))
+
+
+@pytest.mark.parametrize("vision", ["scorer", "none"])
+def test_images_that_were_moved_are_told_of_with_the_command_that_finds_them(
+    workspace: Path, tmp_path: Path, image_folder: Path, scorer: Path, vision: str
+) -> None:
+    home = shutil.copytree(image_folder, tmp_path / "before" / "pets")
+    config = ScoringConfig(
+        source=home, workspace=workspace, scorer=str(scorer), codec="rgb", size=SIDE, evals=4, device="cpu"
+    )
+    scoring.run(scoring.plan(config))
+    home.rename(tmp_path / "pets")
+    request = pack_request(workspace, tmp_path / "shards", per_class=4, vision=vision)
+    with pytest.raises(D2CError, match="no longer where they were") as caught:
+        pipeline.pack(request)
+    assert caught.value.where == str(home)
+    assert f"d2c score NEW_PLACE --workspace {workspace};" in str(caught.value.hint)
+    moved = scoring.plan(replace(config, source=tmp_path / "pets"))
+    assert not moved.reasons
+    scoring.run(moved)
+    assert pipeline.pack(request)[0].samples == 12

@@ -14,8 +14,11 @@ from typer.testing import CliRunner
 
 from d2c import publishing, remotes
 from d2c.errors import D2CError, UsageError
+from d2c.progress import Silent
 from d2c.publishing import PublishingConfig
 from d2c_cli.app import app
+from formats import open_artifact
+from formats.describe import describe
 from formats.errors import FormatError, IntegrityError
 from formats.files import read_json, write_json
 from formats.hashing import sha256_file
@@ -50,6 +53,34 @@ def test_what_is_there_is_not_sent_again(tmp_path: Path) -> None:
     assert contents(tmp_path / "shelf") == contents(made)
 
 
+class Heard(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def test_a_card_that_was_edited_there_is_kept(tmp_path: Path) -> None:
+    made, shelf = artifact(tmp_path / "made"), tmp_path / "shelf"
+    (made / "LICENSE").write_text("CC0")
+    push(made, shelf)
+    with (shelf / "README.md").open("a") as card:
+        card.write("EDITED")
+    (shelf / "croissant.json").unlink()
+    flip(next((shelf / "shards").iterdir()))
+    edited, heard = (shelf / "README.md").read_bytes(), Heard()
+    assert publishing.plan(PublishingConfig(artifact=made, destination=str(shelf))).kept == ["README.md"]
+    publishing.run(publishing.plan(PublishingConfig(artifact=made, destination=str(shelf))), heard)
+    assert contents(shelf) == {**contents(made), "README.md": edited}
+    assert "README.md" in heard.lines[-1]
+    assert "--overwrite" in heard.lines[-1]
+    push(made, shelf, overwrite=True)
+    assert contents(shelf) == contents(made)
+
+
 def test_only_what_belongs_to_the_artifact_is_sent(tmp_path: Path) -> None:
     made = artifact(tmp_path / "made")
     (made / "notes.txt").write_text("mine")
@@ -68,6 +99,16 @@ def test_without_a_licence_nothing_is_published(tmp_path: Path, licence: dict[st
         push(made, tmp_path / "shelf")
     assert not (tmp_path / "shelf").exists()
     assert caught.value.hint == f"d2c repack {made} NEW --licence SPDX --source-terms URL"
+
+
+def test_the_hint_about_the_licence_works_for_a_recipe_too(tmp_path: Path) -> None:
+    made, shelf = write_artifact(tmp_path / "made", "recipe", licence={}), tmp_path / "shelf"
+    with pytest.raises(D2CError) as caught:
+        push(made, shelf)
+    terms = {"NEW": str(tmp_path / "new"), "SPDX": "CC0-1.0", "URL": "https://example.org/terms"}
+    words = [terms.get(word, word) for word in str(caught.value.hint).split()]
+    assert d2c(*words[1:])[0] == 0
+    assert push(tmp_path / "new", shelf).content_id == open_artifact(made).content_id
 
 
 def test_a_damaged_artifact_is_not_published(tmp_path: Path) -> None:
@@ -150,6 +191,18 @@ def test_private_is_only_for_the_hub(tmp_path: Path) -> None:
 def d2c(*args: str | Path) -> tuple[int, dict[str, Any], str]:
     result = CliRunner().invoke(app, [*map(str, args), "--json"], prog_name="d2c", catch_exceptions=False)
     return result.exit_code, json.loads(result.stdout), result.stderr
+
+
+def test_an_artifact_has_one_size(tmp_path: Path) -> None:
+    made, shelf, got = artifact(tmp_path / "made"), tmp_path / "shelf", tmp_path / "got"
+    size = describe(made)["bytes"]
+    assert size == sum(file["bytes"] for file in read_json(made / "manifest.json")["files"])
+    for name, here, there in (("push", made, shelf), ("pull", shelf, got)):
+        for more in (("--dry-run",), (), ()):
+            assert d2c(name, here, there, *more)[1]["bytes"] == size
+        assert d2c(name, here, there)[1]["transfer_bytes"] == 0
+    for _ in range(2):
+        assert d2c("repack", made, tmp_path / "same")[1]["bytes"] == size
 
 
 def test_the_commands_tell_scripts_what_happened(tmp_path: Path) -> None:

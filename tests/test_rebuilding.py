@@ -128,6 +128,18 @@ def test_approximate_keeps_them_as_a_child_of_the_recipe(
     assert parent["content_id"] == open_artifact(request_.recipe).content_id
 
 
+def test_approximate_after_a_strict_failure_encodes_nothing_again(
+    request_: RebuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_rounding(monkeypatch)
+    with pytest.raises(IntegrityError, match="not the recipe's"):
+        rebuild(request_)
+    monkeypatch.setattr(packing, "_samples", lambda *_: pytest.fail("encoded again"))
+    result = rebuild(replace(request_, approximate=True))
+    assert not result.identical
+    assert verify(request_.out, "deep").ok
+
+
 def test_an_artifact_with_arrays_is_no_recipe(request_: RebuildRequest, packed: Path) -> None:
     with pytest.raises(UsageError, match="no recipe"):
         rebuilding.plan(replace(request_, recipe=packed))

@@ -18,14 +18,16 @@ _MOST_SHOWN = 3
 
 @dataclass(frozen=True)
 class Transfer:
-    """``files`` of ``bytes`` travelled, ``skipped`` ones were there already. ``place`` is where all are now."""
+    """``files`` of ``transfer_bytes`` travelled, ``skipped`` were there already. ``place`` is where all are now."""
 
     place: str
     content_id: str
     root: str
     """sha256 of SHA256SUMS: whoever has it from a trusted place can prove every file but the card."""
-    files: int
     bytes: int
+    """Of the artifact, as `formats.describe` counts them."""
+    files: int
+    transfer_bytes: int
     skipped: int
     revision: str | None
     """The commit, where the other side is a hub."""
