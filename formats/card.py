@@ -181,7 +181,7 @@ HTTP range."""
 
 def _decoding(column: Column) -> list[str]:
     codes, scale = f'sample["{column.name}"]', f'sample["{column.scale_column}"].astype("f4")[:, None]'
-    factor = f'{scale} * rms["{column.name}"]'
+    factor = f'({scale} * rms["{column.name}"])'
     if column.codec == INT8:
         return [f"{codes} = {codes} * {factor}"]
     return [
