@@ -202,7 +202,7 @@ class Artifact:
 
     @cached_property
     def selection(self) -> list[dict[str, Any]]:
-        """What was chosen, in rank order; hash checked.
+        """What was chosen, as the packer wrote it: by source key, each with label and rank in its class; hash checked.
 
         Raises:
             IntegrityError: the file is not the one that was written.

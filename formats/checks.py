@@ -188,7 +188,7 @@ def _classes(checked: Checked, manifest: Manifest) -> None:
 
 
 def read_selection(root: Path) -> list[dict[str, Any]]:
-    """What was chosen, in rank order.
+    """What was chosen, as the packer wrote it.
 
     Raises:
         FormatError: the file is not of this form.

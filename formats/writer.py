@@ -226,9 +226,9 @@ class ArtifactWriter:
 
         ``manifest_fields``: name, latent, encoders, preprocess, source, selection, licence, seeds, tool; parents,
         order and any further field are kept as given. ``class_tables``: name -> array [C, ...]. ``selection``: what
-        was chosen, in rank order. ``fidelity``: by column, what its codec cost where `write` was not told, since the
-        codes are not from here. ``created`` is left out unless given, since it would change the bytes. ``check`` gets
-        the finished artifact before it is put in its place, and raises where it must not be.
+        was chosen, kept in this order. ``fidelity``: by column, what its codec cost where `write` was not told, since
+        the codes are not from here. ``created`` is left out unless given, since it would change the bytes. ``check``
+        gets the finished artifact before it is put in its place, and raises where it must not be.
 
         Raises:
             FormatError: a shard is missing, a key comes twice, classes and labels disagree, a field is missing.

@@ -54,6 +54,9 @@ def test_the_picks_are_the_selections_and_carry_their_scores(packed: Path) -> No
     scores = dict(zip(chosen["key"].to_pylist(), chosen["score"].to_pylist(), strict=True))
     infos = [artifact.info(row) for row in range(len(artifact))]
     assert {info["source_key"]: info["score"] for info in infos} == scores
+    by_key = chosen.select(["key", "label", "rank"]).sort_by("key").to_pylist()
+    assert artifact.selection == by_key
+    assert "by key, each with its label and its rank in its class" in (packed / "README.md").read_text()
 
 
 def test_every_image_has_the_tokens_of_its_own_pixels(packed: Path, scorer: Path) -> None:
