@@ -17,7 +17,7 @@ from formats.errors import FormatError
 from formats.files import read_bounded
 from formats.hashing import sha256_file, xxh3, xxh3_array, xxh3_file
 from formats.identity import content_id, sample_id
-from formats.index import ROW_BYTES
+from formats.index import ROW_BYTES, index_schema
 from formats.layout import CLASSES, INDEX, MANIFEST, SELECTION
 from formats.npy import read_npy
 from formats.report import Fault, Report
@@ -62,7 +62,7 @@ def verify(path: str | Path, level: Level = "default", progress: Callable[[int],
         deep = level == "deep"
         _files(report, root, manifest, deep, progress or (lambda _: None))
         _tables(report, root, manifest)
-        index = None if checked.index is None else _whole_index(report, checked.root)
+        index = None if checked.index is None else _whole_index(report, checked.root, manifest)
         if index is not None:
             _ids(report, manifest, index)
             _facts(report, index)
@@ -160,9 +160,9 @@ def _shards(report: Report, root: Path, manifest: Manifest, index: pa.Table | No
         first += count
 
 
-def _whole_index(report: Report, root: Path) -> pa.Table | None:
+def _whole_index(report: Report, root: Path, manifest: Manifest) -> pa.Table | None:
     try:
-        return read_bounded(root / INDEX, each=ROW_BYTES)
+        return read_bounded(root / INDEX, index_schema(manifest.columns, manifest.container).names, each=ROW_BYTES)
     except FormatError as error:
         report.faults.append(Fault("index", INDEX, found=error.what))
         return None
