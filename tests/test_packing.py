@@ -467,3 +467,14 @@ def test_of_two_packs_into_one_folder_one_wins_and_the_other_is_told(
     pipeline.pack(request, Intruder())
     assert "shards.lock" in told[0]
     assert contents(tmp_path / "shards") == contents(packed)
+
+
+def test_a_torn_manifest_is_replaced_when_asked(packed: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(packed.parent, tmp_path / "copy"))
+    before = contents(folder / "shards")
+    (folder / "shards/manifest.json").write_bytes(before["manifest.json"][:1000])
+    with pytest.raises(D2CError, match="--overwrite"):
+        pipeline.pack(pack_request(folder / "workspace", folder / "shards", per_class=4))
+    assert len((folder / "shards/manifest.json").read_bytes()) == 1000
+    pipeline.pack(pack_request(folder / "workspace", folder / "shards", per_class=4, overwrite=True))
+    assert contents(folder / "shards") == before
