@@ -40,11 +40,13 @@ def open_artifact(path: str | Path, *, verify: bool = True) -> Artifact:
     if checked.faults or checked.manifest is None or checked.index is None:
         shown = [str(fault) for fault in checked.faults[:_MOST_SHOWN]]
         more = [f"and {len(checked.faults) - _MOST_SHOWN} more"] if len(checked.faults) > _MOST_SHOWN else []
+        added = all(fault.kind == "unexpected" for fault in checked.faults)
         raise IntegrityError(
-            "this artifact is damaged",
+            "there are files among the artifact's that are not part of it" if added else "this artifact is damaged",
             where=path,
             found="; ".join(shown + more),
-            hint=f"run `d2c verify {path}` for the whole list, then fetch those files again",
+            hint=f"run `d2c verify {path}` for the whole list, then "
+            + ("remove those files" if added else "fetch those files again"),
         )
     return Artifact(checked, checked.index, verify=verify)
 
@@ -209,7 +211,7 @@ class Artifact:
 
     @cached_property
     def selection(self) -> list[dict[str, Any]]:
-        """What was chosen, in rank order; hash checked.
+        """What was chosen, as the packer wrote it: by source key, each with label and rank in its class; hash checked.
 
         Raises:
             IntegrityError: the file is not the one that was written.

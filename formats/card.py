@@ -121,7 +121,8 @@ Content id: {_code(manifest.content_id)}, which is the same for the same content
 - `manifest.json` says everything about the artifact but its rows; `SHA256SUMS` is the proof of all files.
 - `meta/samples.parquet` has one row per sample: key, label, facts (source file, score, rank) and the digest of each \
 array.
-- `meta/selection.json` tells what was chosen, in rank order; `classes/` holds class names, prompts and class tables."""
+- `meta/selection.json` tells what was chosen, by key, each with its label and its rank in its class.
+- `classes/` holds class names, prompts and class tables."""
 
 
 def _columns(manifest: Manifest) -> str:
@@ -181,7 +182,7 @@ HTTP range."""
 
 def _decoding(column: Column) -> list[str]:
     codes, scale = f'sample["{column.name}"]', f'sample["{column.scale_column}"].astype("f4")[:, None]'
-    factor = f'{scale} * rms["{column.name}"]'
+    factor = f'({scale} * rms["{column.name}"])'
     if column.codec == INT8:
         return [f"{codes} = {codes} * {factor}"]
     return [

@@ -5,7 +5,6 @@ One pass finds all faults; the reader stops at any, verification reports them.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,9 @@ from formats.fields import Fields
 from formats.files import read_bounded, read_json, table_facts
 from formats.hashing import sha256_file, xxh3_file
 from formats.index import ROW_BYTES, index_faults, index_schema
-from formats.layout import CLASSES, INDEX, MANIFEST, OWNED, README, SELECTION, SUMS, unfinished, unlisted
+from formats.layout import CLASSES, INDEX, MANIFEST, OWNED, README, SELECTION, SUMS, read_sums, unfinished, unlisted
 from formats.report import Fault
 from formats.schema import ClassRow, Manifest, parse_manifest
-
-_SUM = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
 @dataclass
@@ -78,15 +75,12 @@ def _fault(kind: str, path: str, error: FormatError) -> Fault:
 
 
 def _sums(checked: Checked) -> dict[str, str]:
-    path = checked.root / SUMS
-    if not path.is_file():
+    if not (checked.root / SUMS).is_file():
         checked.faults.append(Fault("missing", SUMS))
         return {}
-    *lines, rest = path.read_bytes().decode("utf-8", "replace").split("\n")
-    matches = [_SUM.fullmatch(line) for line in lines]
-    sums = {match[2]: match[1] for match in matches if match}
-    if rest or len(sums) != len(lines):
-        checked.faults.append(Fault("manifest", SUMS, found=f"{len(lines) - len(sums)} malformed or repeated lines"))
+    sums, wrong = read_sums(checked.root)
+    if wrong:
+        checked.faults.append(Fault("manifest", SUMS, found=f"{wrong} malformed or repeated lines"))
     return sums
 
 
@@ -186,7 +180,7 @@ def _classes(checked: Checked, manifest: Manifest) -> None:
 
 
 def read_selection(root: Path) -> list[dict[str, Any]]:
-    """What was chosen, in rank order.
+    """What was chosen, as the packer wrote it.
 
     Raises:
         FormatError: the file is not of this form.

@@ -1,7 +1,7 @@
 """Token codecs: how a sample's [tokens, channels] array becomes few bytes, and what that cost.
 
 Every channel is divided by its root mean square over the data set, so that outlier channels do not eat the range; then
-every token is rounded against a scale of its own. ``value = level(code) * scale[token] * rms[channel]``; a direction,
+every token is rounded against a scale of its own. ``value = level(code) * (scale[token] * rms[channel])``; a direction,
 as an alignment loss wants it, needs ``level(code) * rms`` only.
 """
 

@@ -15,9 +15,12 @@ import pyarrow.parquet as pq
 
 from formats.errors import FormatError
 from formats.hashing import canonical_json, parse_json
+from formats.pages import memory
 
 _SLACK = 1 << 20
 """Bytes that `read_bounded` allows a file of any number of rows."""
+_EXPANSION = 1000
+"""Of a file in memory. The longest facts, the same for all samples, make our own writer's index 850 times as large."""
 
 
 @contextmanager
@@ -101,10 +104,11 @@ def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
         return table
 
 
-def read_bounded(path: Path, columns: list[str] | None = None, *, each: int) -> pa.Table:
-    """`read_table` for files of others: refused where a row takes more than ``each`` bytes on average.
+def read_bounded(path: Path, columns: list[str], *, each: int) -> pa.Table:
+    """`read_table` for files of others: refused, before memory is taken, where they would take much more than they are.
 
-    A dictionary holds a text once, however many rows name it; unfolded it could fill any memory.
+    That is more than ``each`` bytes a row on average, or more than a thousand times the file. Compression makes
+    gigabytes small; a dictionary holds a text once, however many rows name it; a run counts rows without holding them.
 
     Raises:
         FormatError: as `read_table`; or the rows are too large.
@@ -112,12 +116,9 @@ def read_bounded(path: Path, columns: list[str] | None = None, *, each: int) -> 
     with _readable(path):
         with pq.ParquetFile(path) as file:
             texts = [field.name for field in file.schema_arrow if pa.types.is_string(field.type)]
-            stored = sum(
-                file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups)
-            )
-            room = _SLACK + each * file.metadata.num_rows
-        found = stored
-        if stored <= room:
+            room = _SLACK + min(each * file.metadata.num_rows, _EXPANSION * path.stat().st_size)
+            found = memory(path, file.metadata)
+        if found <= room:
             folded = pq.read_table(path, columns=columns, read_dictionary=texts, page_checksum_verification=True)
             folded.validate(full=True)
             found = sum(_unfolded(column) for column in folded.columns if pa.types.is_dictionary(column.type))

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from formats.encoding import finite
 from formats.errors import FormatError
 from formats.files import read_json
-from formats.layout import MANIFEST, unlisted
+from formats.layout import CLASSES, INDEX, MANIFEST, SELECTION, SUMS, read_sums, unlisted
 from formats.schema import CODECS, ClassRow, Column
 from formats.version import FORMAT_NAME
 
@@ -69,22 +69,19 @@ def check_place(out: Path) -> Path:
 def check_replaceable(out: Path) -> None:
     """Accept as a place to write: nothing, an empty folder, or a finished artifact with nothing else in its folder.
 
+    An artifact whose manifest is torn is known by its SHA256SUMS.
+
     Raises:
         FormatError: anything else, since writing would destroy it.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    found = "no manifest.json of a d2c artifact"
-    if (out / MANIFEST).is_file():
-        raw = read_json(out / MANIFEST)
-        if isinstance(raw, dict) and isinstance(raw.get("format"), dict) and raw["format"].get("name") == FORMAT_NAME:
-            files = raw.get("files")
-            records = [record for record in files if isinstance(record, dict)] if isinstance(files, list) else []
-            listed = {str(record.get("path")) for record in records}
-            extra = unlisted(out, listed, everything=True)
-            if not extra:
-                return
-            found = f"an artifact, and files that are not part of it: {', '.join(extra[:3])}"
+    found = f"no {MANIFEST} of a d2c artifact"
+    if (out / MANIFEST).is_file() and (listed := _listed(out)) is not None:
+        extra = unlisted(out, listed, everything=True)
+        if not extra:
+            return
+        found = f"an artifact, and files that are not part of it: {', '.join(extra[:3])}"
     raise FormatError(
         "there is something else where the artifact should go",
         where=out,
@@ -92,6 +89,20 @@ def check_replaceable(out: Path) -> None:
         expected="a new or empty folder, or a finished artifact",
         hint="move it away, or choose another output folder",
     )
+
+
+def _listed(out: Path) -> set[str] | None:
+    """The files of the artifact that is or was at ``out``; None where its manifest is that of something else."""
+    try:
+        raw = read_json(out / MANIFEST)
+    except FormatError:
+        sums = set(read_sums(out)[0]) if (out / SUMS).is_file() else set()
+        return sums if {MANIFEST, INDEX, SELECTION, CLASSES} <= sums else None
+    if not (isinstance(raw, dict) and isinstance(raw.get("format"), dict) and raw["format"].get("name") == FORMAT_NAME):
+        return None
+    files = raw.get("files")
+    records = [record for record in files if isinstance(record, dict)] if isinstance(files, list) else []
+    return {str(record.get("path")) for record in records}
 
 
 def check_finite(array: np.ndarray[Any, Any], where: str) -> None:

@@ -21,6 +21,26 @@ LICENSE = "LICENSE"
 UNHASHED = (MANIFEST, SUMS, README, "croissant.json")
 
 
+_SUM = re.compile(r"([0-9a-f]{64})  (.+)")
+_SHARDS = ("shards/train-*-of-*.tar", "parquet/train-*-of-*.parquet")
+
+
+def read_sums(root: Path) -> tuple[dict[str, str], int]:
+    """SHA256SUMS: (sha256 by path, lines that are malformed or repeated)."""
+    *lines, rest = (root / SUMS).read_bytes().decode("utf-8", "replace").split("\n")
+    matches = [_SUM.fullmatch(line) for line in lines]
+    sums = {match[2]: match[1] for match in matches if match}
+    return sums, len(lines) - len(sums) + bool(rest)
+
+
+def remains(root: Path) -> bool:
+    """Whether something of an artifact lies here, although its manifest does not."""
+    # Other people's folders hold a SHA256SUMS or folders of these names too; ours often hold an artifact `shards/`.
+    if any((root / name).is_file() for name in (INDEX, SELECTION, CLASSES)) or any(any(root.glob(s)) for s in _SHARDS):
+        return True
+    return (root / SUMS).is_file() and MANIFEST in read_sums(root)[0]
+
+
 def codec_path(column: str, role: str) -> str:
     """Path of an array that decoding ``column`` needs."""
     return f"codec/{column}_{role}.npy"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,12 @@ import pyarrow.parquet as pq
 from formats.encoding import Encoded
 from formats.errors import FormatError
 from formats.hashing import canonical_json
+from formats.pages import DATA_PAGE, PLAIN, UNCOMPRESSED, Page, field, integer, mapped, pages, row_groups
 from formats.schema import Column
-from formats.thrift import read_struct
 
 _SMALL_ROW_GROUP, _LARGE_ROW_GROUP = 64, 1024
 _LARGE_SAMPLE = 1 << 16
-_DATA_PAGE = 0
-_PLAIN = 0
-_UNCOMPRESSED = 0
+_FACTS = ("key", "label", "json")
 
 
 def parquet_schema(columns: Sequence[Column]) -> pa.Schema:
@@ -80,67 +78,51 @@ def array_offsets(path: Path, columns: Sequence[Column]) -> list[list[int]]:
     """Walk the pages of a shard: per row, the file offset of every column's array bytes.
 
     Raises:
-        FormatError: the file breaks a rule of the format (compression, dictionary, levels, lengths).
+        FormatError: the file breaks a rule of the format (compression, dictionary, encoding, levels, lengths).
     """
     try:
         metadata = pq.read_metadata(path)
         names = [metadata.schema.column(i).path for i in range(metadata.num_columns)]
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise FormatError("this file is not readable Parquet", where=path, found=str(error)) from error
-    expected = ["key", "label", "json", *(column.name for column in columns)]
+    expected = [*_FACTS, *(column.name for column in columns)]
     if names != expected:
         raise FormatError("a shard has other columns than the manifest", where=path, found=names, expected=expected)
     per_column: list[list[int]] = [[] for _ in columns]
-    with (
-        path.open("rb") as stream,
-        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        memoryview(mapped) as data,
-    ):
-        for chunks in _row_groups(data):
-            for number, column in enumerate(columns, 3):
-                per_column[number - 3] += _chunk_offsets(data, chunks, number, column, path)
+    with mapped(path) as data:
+        for chunks in row_groups(metadata):
+            if len(chunks) != len(expected):
+                raise FormatError("a row group has other columns than its shard", where=path, found=len(chunks))
+            for number, (chunk, name) in enumerate(zip(chunks, expected, strict=True)):
+                plain = _plain_pages(data, chunk, f"{path}: {name}")
+                if number < len(_FACTS):
+                    # Walked only: what pyarrow then reads of them takes no more memory than it takes in the file.
+                    deque(plain, maxlen=0)
+                else:
+                    column = columns[number - len(_FACTS)]
+                    for page in plain:
+                        per_column[number - len(_FACTS)] += _places(data, page, column, f"{path}: {name}")
     if any(len(offsets) != metadata.num_rows for offsets in per_column):
         raise FormatError("columns have another number of values than the shard has rows", where=path)
     return [list(row) for row in zip(*per_column, strict=True)]
 
 
-def _row_groups(data: memoryview) -> list[Any]:
-    """The column chunks of each row group. Read here, since pyarrow aborts the process where a chunk's facts lie."""
-    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
-    groups = _field(read_struct(data, footer)[0], 4)
-    return [_field(group, 1) for group in groups] if isinstance(groups, list) else []
-
-
-def _chunk_offsets(data: memoryview, chunks: Any, number: int, column: Column, path: Path) -> Iterator[int]:
-    where = f"{path}: {column.name}"
-    facts = _field(chunks[number], 3) if isinstance(chunks, list) and number < len(chunks) else None
-    position, size = _integer(facts, 9), _integer(facts, 7)
-    end = position + size
-    if _integer(facts, 4) != _UNCOMPRESSED or _field(facts, 11) is not None:
+def _plain_pages(data: memoryview, chunk: Any, where: str) -> Iterator[Page]:
+    if integer(chunk, 4) != UNCOMPRESSED or field(chunk, 11) is not None:
         raise FormatError("a column is compressed", where=where, expected="plain")
-    if not 0 <= position <= end <= len(data):
-        raise FormatError("a column lies outside the file", where=where, found=f"bytes {position} to {end}")
-    while position < end:
-        header, position = read_struct(data, position)
-        page_end = position + _integer(header, 3)
-        details = header.get(5)
-        plain = isinstance(details, dict) and _integer(header, 1) == _DATA_PAGE and _integer(details, 2) == _PLAIN
-        if not plain or page_end > end:
-            raise FormatError("a page is not a plain data page", where=where, found=f"page ending at byte {page_end}")
-        for _ in range(_integer(details, 1)):
-            length = int.from_bytes(data[position : position + 4], "little")
-            if length != column.nbytes or position + 4 + length > page_end:
-                raise FormatError("an array has another length", where=where, found=length, expected=column.nbytes)
-            yield position + 4
-            position += 4 + length
-        if position != page_end:
-            raise FormatError("a page holds more than its arrays", where=where, found=page_end, expected=position)
+    for page in pages(data, chunk, where):
+        if (page.kind, page.encoding) != (DATA_PAGE, PLAIN) or page.unpacked != page.end - page.start:
+            raise FormatError("a page is not a plain data page", where=where, found=f"page ending at byte {page.end}")
+        yield page
 
 
-def _field(fields: Any, number: int) -> Any:
-    return fields.get(number) if isinstance(fields, dict) else None
-
-
-def _integer(fields: Any, number: int) -> int:
-    value = _field(fields, number)
-    return value if isinstance(value, int) else -1
+def _places(data: memoryview, page: Page, column: Column, where: str) -> Iterator[int]:
+    position = page.start
+    for _ in range(page.values):
+        length = int.from_bytes(data[position : position + 4], "little")
+        if length != column.nbytes or position + 4 + length > page.end:
+            raise FormatError("an array has another length", where=where, found=length, expected=column.nbytes)
+        yield position + 4
+        position += 4 + length
+    if position != page.end:
+        raise FormatError("a page holds more than its arrays", where=where, found=page.end, expected=position)

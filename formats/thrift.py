@@ -12,6 +12,7 @@ from formats.errors import FormatError
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
 _DEEPEST = 8
 _LONG_LIST = 15
+_LAST = 2**15 - 1
 
 
 def read_struct(data: memoryview, position: int, depth: int = 0) -> tuple[dict[int, Any], int]:
@@ -31,6 +32,9 @@ def read_struct(data: memoryview, position: int, depth: int = 0) -> tuple[dict[i
                 number += head >> 4
             else:
                 number, position = _signed(data, position)
+            if not 0 < number <= _LAST or number in fields:
+                # Readers differ in which of the two they take.
+                raise FormatError("a header names a field twice, or none", found=f"field {number}")
             fields[number], position = _value(data, position, head & 15, depth)
     except IndexError as error:
         raise FormatError("a header runs over the end", found=f"byte {position}") from error

@@ -17,8 +17,8 @@ from formats.errors import FormatError
 from formats.files import read_bounded
 from formats.hashing import sha256_file, xxh3, xxh3_array, xxh3_file
 from formats.identity import content_id, sample_id
-from formats.index import ROW_BYTES
-from formats.layout import CLASSES, INDEX, MANIFEST, SELECTION
+from formats.index import ROW_BYTES, index_schema
+from formats.layout import CLASSES, INDEX, MANIFEST, SELECTION, remains
 from formats.npy import read_npy
 from formats.report import Fault, Report
 from formats.schema import LATENT, ArrayRecord, Column, FileRecord, Manifest
@@ -40,13 +40,13 @@ def verify(path: str | Path, level: Level = "default", progress: Callable[[int],
     xxh3 finds accidents; only sha256 resists tampering, and only if SHA256SUMS itself is known from elsewhere.
 
     Raises:
-        FormatError: there is no such folder, or no such level.
+        FormatError: nothing of an artifact is there, or no such level.
         VersionError: the artifact is newer than this reader.
     """
     root = Path(path)
     if level not in get_args(Level):
         raise FormatError("unknown level of verification", found=level, expected=", ".join(get_args(Level)))
-    if root.is_dir() and not (root / MANIFEST).is_file():
+    if not (root / MANIFEST).is_file() and remains(root):
         return Report(str(path), level, faults=[Fault("missing", MANIFEST, expected="a finished artifact")])
     checked = quick_check(root)
     manifest = checked.manifest
@@ -62,7 +62,7 @@ def verify(path: str | Path, level: Level = "default", progress: Callable[[int],
         deep = level == "deep"
         _files(report, root, manifest, deep, progress or (lambda _: None))
         _tables(report, root, manifest)
-        index = None if checked.index is None else _whole_index(report, checked.root)
+        index = None if checked.index is None else _whole_index(report, checked.root, manifest)
         if index is not None:
             _ids(report, manifest, index)
             _facts(report, index)
@@ -155,14 +155,14 @@ def _shards(report: Report, root: Path, manifest: Manifest, index: pa.Table | No
         if path.is_file() and path.stat().st_size:
             with _mapped(path) as data:
                 report.faults.extend(_container_faults(manifest, shard, path, data, part, deep))
-                if deep and part is not None:
+                if deep and part is not None and len(data) == shard.bytes:
                     _array_faults(report, manifest, shard, data, part)
         first += count
 
 
-def _whole_index(report: Report, root: Path) -> pa.Table | None:
+def _whole_index(report: Report, root: Path, manifest: Manifest) -> pa.Table | None:
     try:
-        return read_bounded(root / INDEX, each=ROW_BYTES)
+        return read_bounded(root / INDEX, index_schema(manifest.columns, manifest.container).names, each=ROW_BYTES)
     except FormatError as error:
         report.faults.append(Fault("index", INDEX, found=error.what))
         return None
@@ -178,7 +178,8 @@ def _mapped(path: Path) -> Iterator[memoryview]:
 def _container_faults(
     manifest: Manifest, shard: FileRecord, path: Path, data: memoryview, part: pa.Table | None, deep: bool
 ) -> list[Fault]:
-    if part is None:
+    if part is None or (manifest.container == "tar" and len(data) != shard.bytes):
+        # A wrong size is a fault already: one more for each member behind the cut would only hide the others.
         return walk(data, shard.path)[1] if manifest.container == "tar" else []
     if manifest.container == "parquet" and not deep:
         return []

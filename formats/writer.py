@@ -134,7 +134,10 @@ class ArtifactWriter:
 
     def _prepare(self) -> None:
         config = self.partial / "config.json"
-        same = config.exists() and read_json(config) == self._config
+        try:
+            torn, same = False, config.exists() and read_json(config) == self._config
+        except FormatError:
+            torn, same = True, False
         if self._lock is None:
             if not same:
                 raise FormatError(
@@ -147,7 +150,9 @@ class ArtifactWriter:
         check_replaceable(self.out)
         if same:
             return
-        if self.partial.exists() and not config.exists() and any(self.partial.iterdir()):
+        names = {path.name for path in self.partial.iterdir()} if self.partial.exists() else set()
+        # What a writer left with a torn configuration is thrown away as that of another one is; what is not its, never.
+        if (torn and names - {config.name, self._artifact.name, self._parts.name}) or (names and not config.exists()):
             raise FormatError(
                 "there is something that is not an unfinished artifact where this one would be written",
                 where=self.partial,
@@ -228,9 +233,9 @@ class ArtifactWriter:
 
         ``manifest_fields``: name, latent, encoders, preprocess, source, selection, licence, seeds, tool; parents,
         order and any further field are kept as given. ``class_tables``: name -> array [C, ...]. ``selection``: what
-        was chosen, in rank order. ``fidelity``: by column, what its codec cost where `write` was not told, since the
-        codes are not from here. ``created`` is left out unless given, since it would change the bytes. ``check`` gets
-        the finished artifact before it is put in its place, and raises where it must not be.
+        was chosen, kept in this order. ``fidelity``: by column, what its codec cost where `write` was not told, since
+        the codes are not from here. ``created`` is left out unless given, since it would change the bytes. ``check``
+        gets the finished artifact before it is put in its place, and raises where it must not be.
 
         Raises:
             FormatError: a shard is missing, a key comes twice, classes and labels disagree, a field is missing.
@@ -376,7 +381,11 @@ class ArtifactWriter:
         path, part = self._shard(shard), self._part(shard)
         if not part.exists():
             return False
-        facts = json.loads(read_table(part, ["key"]).schema.metadata[_FACTS])
+        try:
+            # All of it: `finish` needs every column.
+            facts = json.loads(read_table(part).schema.metadata[_FACTS])
+        except FormatError:
+            return False
         if facts is None:
             return True
         return bool(path.exists() and path.stat().st_size == facts["bytes"] and xxh3_file(path) == facts["xxh3_128"])

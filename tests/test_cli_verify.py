@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,25 @@ def test_a_flipped_bit_is_3_where_the_level_looks_at_bytes(shards: Path) -> None
     assert document["faults"][0]["path"] == f"shards/{shard.name}"
 
 
-def test_a_folder_that_is_no_artifact_is_3(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    code, document, _ = verify(tmp_path / "empty")
-    assert (code, document["faults"][0]["kind"]) == (3, "missing")
+def test_a_folder_that_is_no_artifact_is_1_and_is_not_searched(
+    image_folder: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def walked(*_: object) -> None:
+        raise AssertionError("the whole folder was searched")
+
+    for folder in (image_folder, packed.parent / "workspace", packed.parent):
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "walk", walked)
+            patched.setattr(Path, "rglob", walked)
+            code, document, message = verify(folder)
+        assert (code, document["ok"]) == (1, False)
+        assert "there is no finished artifact here" in message
+
+
+def test_an_artifact_without_its_manifest_is_3(shards: Path) -> None:
+    (shards / "manifest.json").unlink()
+    code, document, _ = verify(shards)
+    assert (code, document["faults"][0]["kind"], document["refetch"]) == (3, "missing", ["manifest.json"])
 
 
 def test_a_newer_artifact_is_4(shards: Path) -> None:

@@ -88,6 +88,7 @@ def test_example_decodes_codes(
     path = write_coded(tmp_path / "a", codec, kind)
     decoded, tokens = run_example(path, monkeypatch)["sample"]["tokens"], TOKENS[-1].astype("f4")
     assert (decoded.dtype, decoded.shape) == (np.float32, tokens.shape)
+    np.testing.assert_array_equal(decoded, open_artifact(path).values("tokens", [-1])[0], strict=True)
     norms = np.linalg.norm(decoded, axis=-1) * np.linalg.norm(tokens, axis=-1)
     assert ((decoded * tokens).sum(-1) / norms).min() > least
     (row,) = (line for line in (path / "README.md").read_text().splitlines() if line.startswith("| `tokens` "))

@@ -24,6 +24,7 @@ import pytest
 from coded_fixture import write_coded
 from formats_fixture import COLUMNS, make_samples, write_artifact
 
+from formats import open_artifact
 from formats.npy import npy_header, parse_npy_header
 from formats.schema import DTYPES, INT8, Column
 
@@ -262,10 +263,14 @@ def test_examples_of_the_documentation_run(tmp_path: Path, container: str, monke
     ran = 0
     for example in examples:
         if f"my-artifact/{other}" not in example:
+            scope: dict[str, Any] = {}
             with warnings.catch_warnings():
                 # webdataset leaves files for the garbage collector to close.
                 warnings.simplefilter("ignore")
-                exec(example, {})
+                exec(example, scope)
                 gc.collect()
+            if INT8 in example:
+                last = open_artifact("my-artifact").values("tokens", [-1])[0]
+                np.testing.assert_array_equal(scope["tokens"], last, strict=True)
             ran += 1
     assert ran == 5

@@ -155,6 +155,47 @@ def test_missing_file(artifact: Path, name: str) -> None:
         open_artifact(artifact)
 
 
+@pytest.mark.parametrize("left", ["SHA256SUMS", "meta", "classes", "the shards"])
+def test_what_is_left_of_an_artifact_is_damaged_and_another_folder_is_none(artifact: Path, left: str) -> None:
+    left = shards(artifact)[0].parent.name if left == "the shards" else left
+    for path in [path for path in artifact.iterdir() if path.name != left]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert kinds(artifact) == {"missing"}
+    folder = artifact / left
+    if folder.is_dir():
+        for file in list(folder.iterdir()):
+            file.unlink()
+        (folder / "0.png").write_text("x")
+    else:
+        folder.write_text(f"{'0' * 64}  some.iso\n")
+    with pytest.raises(FormatError, match="no finished artifact here"):
+        verify(artifact)
+
+
+def test_a_cut_shard_is_a_few_faults_not_one_for_each_sample_behind_the_cut(artifact: Path) -> None:
+    shard = shards(artifact)[0]
+    data = shard.read_bytes()
+    other = pq.read_table(artifact / "meta/samples.parquet").to_pylist()[13]
+    flip(artifact / other["shard"], other["latent.offset"])
+    for level in LEVELS:
+        for size in (len(data) // 3, len(data) - 1):
+            shard.write_bytes(data[:size])
+            faults = [fault for fault in verify(artifact, level).faults if fault.path.endswith(shard.name)]
+            assert faults[0].kind == "size"
+            assert len(faults) <= 3, faults
+    assert other["key"] in {fault.sample for fault in verify(artifact, "deep").faults}
+
+
+def test_only_added_files_are_to_be_removed_not_fetched(artifact: Path) -> None:
+    (shards(artifact)[0].parent / ".DS_Store").write_text("x")
+    with pytest.raises(IntegrityError, match=r"not part of it(.|\n)*\.DS_Store(.|\n)*remove those files") as caught:
+        open_artifact(artifact)
+    assert "fetch" not in str(caught.value)
+    (artifact / "meta/selection.json").unlink()
+    with pytest.raises(IntegrityError, match="damaged"):
+        open_artifact(artifact)
+
+
 def test_extra_file_is_a_fault_in_our_folders_and_a_warning_beside_them(artifact: Path) -> None:
     (artifact / "notes.txt").write_text("x")
     assert verify(artifact, "quick").warnings == ["notes.txt is not part of the artifact"]
@@ -440,7 +481,8 @@ def test_wrong_level_and_missing_folder_are_errors(tmp_path: Path) -> None:
         verify(tmp_path, "deepest")  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(FormatError, match="no such folder"):
         verify(tmp_path / "none")
-    assert kinds(tmp_path) == {"missing"}
+    with pytest.raises(FormatError, match="no finished artifact here"):
+        verify(tmp_path)
 
 
 def test_random_garbage_never_raises(artifact: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from formats_fixture import COLUMNS, FIELDS, contents, finish, make_samples, split, write_artifact, writer
 
@@ -229,3 +230,60 @@ def test_rows_are_written_one_by_one_with_the_bytes_of_the_whole(tmp_path: Path,
     write_rows(tmp_path / "a", "picks", rows)
     write_json(tmp_path / "b", {"picks": rows})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("container", ["tar", "parquet", "recipe"])
+def test_an_artifact_with_a_torn_manifest_is_replaced_and_nothing_else(tmp_path: Path, container: str) -> None:
+    path = write_artifact(tmp_path / "a", container)
+    sound = contents(path)
+    (path / "manifest.json").write_bytes(sound["manifest.json"][:1000])
+    (path / "shards").mkdir(exist_ok=True)
+    (path / "shards/notes.txt").write_text("mine")
+    with pytest.raises(FormatError, match=r"something else(.|\n)*notes\.txt"):
+        writer(path, container)
+    (path / "shards/notes.txt").unlink()
+    assert contents(write_artifact(path, container)) == sound
+
+
+@pytest.mark.parametrize("sums", [None, "", f"{'0' * 64}  manifest.json\n", f"{'0' * 64}  photo.png\n"])
+def test_a_torn_manifest_alone_does_not_make_an_artifact(tmp_path: Path, sums: str | None) -> None:
+    web = tmp_path / "web"
+    web.mkdir()
+    (web / "manifest.json").write_text('{"name": "a web app",')
+    if sums is not None:
+        (web / "SHA256SUMS").write_text(sums)
+    before = contents(web)
+    with pytest.raises(FormatError, match="something else") as caught:
+        writer(web)
+    assert caught.value.hint
+    assert contents(web) == before
+
+
+def test_an_unfinished_artifact_that_cannot_be_read_is_begun_anew(tmp_path: Path) -> None:
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    with writer(out, shards=4) as made:
+        for shard, part in enumerate(PARTS):
+            made.write(shard, part)
+    parts = sorted((partial / "parts").iterdir())
+    parts[0].write_bytes(parts[0].read_bytes()[:100])
+    data = bytearray(parts[2].read_bytes())
+    digests = pq.read_metadata(parts[2]).row_group(0).column(pq.read_schema(parts[2]).get_field_index("tokens.xxh3"))
+    data[(digests.dictionary_page_offset or digests.data_page_offset) + digests.total_compressed_size - 3] ^= 1
+    parts[2].write_bytes(data)
+    with writer(out, shards=4) as made:
+        assert made.done_shards() == {1, 3}
+    config = partial / "config.json"
+    config.write_bytes(config.read_bytes()[:20])
+    with pytest.raises(FormatError, match="no unfinished artifact"):
+        ArtifactWriter(out, "tar", COLUMNS, 4, "digest", lock=False)
+    (partial / "thesis.tex").write_text("years of work")
+    with pytest.raises(FormatError, match="not an unfinished artifact"):
+        writer(out, shards=4)
+    assert (partial / "thesis.tex").exists()
+    (partial / "thesis.tex").unlink()
+    with writer(out, shards=4) as made:
+        assert made.done_shards() == set()
+        for shard, part in enumerate(PARTS):
+            made.write(shard, part)
+        finish(made)
+    assert verify(out, "deep").ok

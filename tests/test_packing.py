@@ -54,6 +54,9 @@ def test_the_picks_are_the_selections_and_carry_their_scores(packed: Path) -> No
     scores = dict(zip(chosen["key"].to_pylist(), chosen["score"].to_pylist(), strict=True))
     infos = [artifact.info(row) for row in range(len(artifact))]
     assert {info["source_key"]: info["score"] for info in infos} == scores
+    by_key = chosen.select(["key", "label", "rank"]).sort_by("key").to_pylist()
+    assert artifact.selection == by_key
+    assert "by key, each with its label and its rank in its class" in (packed / "README.md").read_text()
 
 
 def test_every_image_has_the_tokens_of_its_own_pixels(packed: Path, scorer: Path) -> None:
@@ -464,3 +467,14 @@ def test_of_two_packs_into_one_folder_one_wins_and_the_other_is_told(
     pipeline.pack(request, Intruder())
     assert "shards.lock" in told[0]
     assert contents(tmp_path / "shards") == contents(packed)
+
+
+def test_a_torn_manifest_is_replaced_when_asked(packed: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(packed.parent, tmp_path / "copy"))
+    before = contents(folder / "shards")
+    (folder / "shards/manifest.json").write_bytes(before["manifest.json"][:1000])
+    with pytest.raises(D2CError, match="--overwrite"):
+        pipeline.pack(pack_request(folder / "workspace", folder / "shards", per_class=4))
+    assert len((folder / "shards/manifest.json").read_bytes()) == 1000
+    pipeline.pack(pack_request(folder / "workspace", folder / "shards", per_class=4, overwrite=True))
+    assert contents(folder / "shards") == before
