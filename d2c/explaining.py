@@ -102,7 +102,9 @@ def _interval(case: Case) -> str:
     own = case.ranks()
     rank, taken = int(own[case.row]), np.sort(own[case.picks])
     if case.picked:
-        return f"interval takes equally distant ranks, {_listed(taken)}, and rank {rank:,} is one of them"
+        # Steps of less than 10 ranks need be no whole number.
+        how = "equally distant" if len(np.unique(np.diff(taken))) < 2 else "evenly spread"
+        return f"interval takes {how} ranks, {_listed(taken)}, and rank {rank:,} is one of them"
     below, above = taken[taken < rank], taken[taken > rank]
     if not len(above):
         return f"rank {rank:,} lies beyond the last rank that interval takes, {int(below[-1]):,}"
