@@ -107,6 +107,30 @@ def test_the_pool_of_easy_images_is_the_reason_where_it_is() -> None:
     )
 
 
+@pytest.mark.parametrize("easiest", [0.1, 0.5, 0.8, None])
+def test_a_window_of_the_easiest_is_explained_as_it_was_drawn(workspace: Path, easiest: float | None) -> None:
+    name = select(workspace, method="random-window", easiest=easiest)
+    picked = set(keys(workspace, name))
+    for row in read_table(workspace / "scores" / "scores.parquet").to_pylist():
+        found = explain(Workspace(workspace), row["key"], name)
+        outside = found["why"].startswith("only the easiest")
+        if not outside:
+            draw, of, budget = _numbers(found["why"])
+            assert (draw <= budget) == (row["key"] in picked)
+        # 74 % of the easiest, and no fewer than are asked for.
+        left = max(5, round((easiest or 1) * found["class_images"]))
+        assert outside == (found["class_rank"] >= max(5, round(0.74 * left)))
+        assert outside or of == max(5, round(0.74 * left))
+
+
+def test_the_hardest_of_the_easiest_end_where_the_picks_do(workspace: Path) -> None:
+    name = select(workspace, method="max", easiest=0.5)
+    found = [explain(Workspace(workspace), key, name) for key in keys(workspace, name)]
+    for one in found:
+        own = [other["class_rank"] for other in found if other["class"] == one["class"]]
+        assert one["why"].endswith(f"ranks {min(own)} to {max(own)} are picked")
+
+
 @pytest.mark.parametrize("budget", [0, 40])
 def test_a_class_that_gives_nothing_or_all_has_no_better_reason(budget: int) -> None:
     assert case("min", 3, budget=budget).why() in (

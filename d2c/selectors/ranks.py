@@ -50,7 +50,8 @@ def interval_ranks(size: int, budget: int, k: int | None) -> Rows:
     places = np.arange(count, dtype=np.int64)
     if k is None:
         step = max(1.0, PAPER_SPAN * size / count)
-        return np.floor(places * (step if step < WHOLE else int(step))).astype(np.int64)
+        spread: Rows = np.floor(places * (step if step < WHOLE else int(step))).astype(np.int64)
+        return spread
     return places * max(1, min(k, (size - 1) // (count - 1)))
 
 
@@ -90,8 +91,12 @@ def easy_pool(candidates: Candidates, budget: int, share: float) -> npt.NDArray[
     """
     if not 0 < share <= 1:
         raise UsageError("a pool is a share of a class", found=share, expected="0 < share <= 1")
-    size = min(len(candidates), max(budget, round(share * len(candidates))))
-    return mask(len(candidates), _easiest_first(candidates)[:size])
+    return mask(len(candidates), _easiest_first(candidates)[: pool_size(len(candidates), budget, share)])
+
+
+def pool_size(size: int, budget: int, share: float) -> int:
+    """Images in the `easy_pool` of ``size`` candidates."""
+    return min(size, max(budget, round(share * size)))
 
 
 def within(candidates: Candidates, budget: int, taken: Rows, *, selector: Selector, share: float) -> Rows:
