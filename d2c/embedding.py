@@ -6,6 +6,7 @@ scorer (no download), from any vision encoder that `attach` knows, or from a use
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,12 +103,7 @@ def plan(config: EmbeddingConfig) -> Plan:
     device = runtime.resolve_device(config.device)
     if config.is_table and not Path(config.encoder).is_file():
         raise D2CError("there is no such table of features", where=config.encoder, expected="a Parquet file")
-    inputs = {
-        # By content, so that a second scoring with other settings computes no features again.
-        "images": _images(workspace),
-        "weights": sha256_file(Path(config.encoder)) if config.is_table else weights_stamp(config.encoder),
-        "scorer": scores.summary["scorer"]["facts"]["weights_xxh3"] if is_scorer(config.encoder) else "",
-    }
+    inputs = _inputs(config, workspace, scores)
     images = int(scores.summary["images"])
     found = [
         _planned(replace(config, precision=precision), inputs, images)
@@ -154,9 +150,33 @@ def load(workspace: Workspace, name: str) -> npt.NDArray[np.float16]:
     return found
 
 
-def _images(workspace: Workspace) -> str:
-    table = read_table(workspace.scores.output(SCORES), columns=["key", "xxh3"])
-    return xxh3_lines(f"{key}\t{digest}" for key, digest in zip(*(c.to_pylist() for c in table.columns), strict=True))
+def _inputs(config: EmbeddingConfig, workspace: Workspace, scores: Record) -> dict[str, str]:
+    """What decides the features beside the options: by content, so that more evaluations compute none again."""
+    table = read_table(workspace.scores.output(SCORES), columns=["key", "xxh3", "label"])
+    keys = table["key"].to_pylist()
+    inputs = {
+        "images": _paired(keys, table["xxh3"].to_pylist()),
+        "weights": sha256_file(Path(config.encoder)) if config.is_table else weights_stamp(config.encoder),
+        "scorer": "",
+    }
+    if not config.is_table:
+        inputs["size"] = str(scores.config["size"])
+    if is_scorer(config.encoder):
+        facts, labels = scores.summary["scorer"], table["label"].to_numpy()
+        # The scorer is told each image's class, by its own number.
+        told = labels if facts.get("classes") is None else np.array(facts["classes"])[labels]
+        inputs |= {
+            "scorer": facts["facts"]["weights_xxh3"],
+            "objective": str(scores.config["objective"]),
+            "codec": str(scores.config["codec"]),
+            "codec weights": scores.inputs["codec"],
+            "classes": _paired(keys, told.tolist()),
+        }
+    return inputs
+
+
+def _paired(keys: Sequence[str], values: Sequence[object]) -> str:
+    return xxh3_lines(f"{key}\t{value}" for key, value in zip(keys, values, strict=True))
 
 
 def _embed_parts(ranks: Ranks, job: _Job) -> None:

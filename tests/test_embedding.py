@@ -11,15 +11,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import timm
 from PIL import Image
+from safetensors.torch import save_file
 
-from d2c import embedding, pipeline, scoring
+from d2c import checkpoint, embedding, pipeline, scoring
 from d2c.embedding import EmbeddingConfig
 from d2c.errors import D2CError, UsageError
 from d2c.pipeline import SelectRequest
 from d2c.scoring import ScoringConfig
+from d2c.sit import SiT, model_spec
 from d2c.workspace import FEATURES, SCORES, Workspace
-from formats.files import read_table
+from formats.files import read_table, write_json
 
 
 def config(workspace: Path, **options: object) -> EmbeddingConfig:
@@ -41,9 +44,48 @@ def test_features_of_the_scorer_are_one_vector_an_image_and_computed_once(worksp
     assert found.dtype == np.float16
     assert np.ptp(found.astype(np.float32), axis=0).max() > 0
     assert not embedding.plan(config(workspace)).reasons
-    # Other settings of the scoring are no other images.
-    before = embedding.plan(config(workspace)).inputs
-    assert set(before) == {"images", "weights", "scorer"}
+
+
+def score(workspace: Path, images: Path, scorer: Path, **options: Any) -> None:
+    asked: dict[str, Any] = {"codec": "rgb", "size": 8, "evals": 2, "device": "cpu", **options}
+    scoring.run(scoring.plan(ScoringConfig(source=str(images), workspace=workspace, scorer=str(scorer), **asked)))
+
+
+def test_the_scorers_features_follow_the_classes_that_it_is_told(
+    workspace: Path, tmp_path: Path, image_folder: Path, scorer: Path
+) -> None:
+    names = [row["source_id"] for row in Workspace(workspace).classes()]
+    write_json(tmp_path / "map.json", {name: (number + 1) % 3 for number, name in enumerate(names)})
+    score(workspace, image_folder, scorer, class_map=tmp_path / "map.json")
+    request = SelectRequest(workspace=workspace, method="kernel", per_class=(3,), device="cpu")
+    pipeline.select(request)
+    turned = embed(config(workspace))
+    assert not embedding.plan(config(workspace)).reasons
+    score(workspace, image_folder, scorer)
+    assert embedding.plan(config(workspace)).reasons == ["classes changed"]
+    assert [step.ran for step in pipeline.select(request)[1]] == [True, True]
+    assert not np.array_equal(embed(config(workspace)), turned)
+
+
+def test_features_of_any_encoder_follow_the_size_of_the_images(
+    workspace: Path, tmp_path: Path, image_folder: Path
+) -> None:
+    save_file(timm.create_model("test_vit", img_size=64).state_dict(), tmp_path / "vit.safetensors")
+    encoder = config(workspace, encoder=f"timm:test_vit:{tmp_path / 'vit.safetensors'}")
+    at_eight = embed(encoder)
+    smaller = tmp_path / "smaller"
+    smaller.mkdir()
+    spec = model_spec("sit-tiny/2", 4, 3, 3)
+    write_json(smaller / "model.json", spec.to_dict())
+    checkpoint.save_tensors(smaller / "ema.safetensors", SiT(spec).state_dict())
+    pq.write_table(pa.table({"key": keys(workspace), "f": [[1.0]] * 95}), tmp_path / "mine.parquet")
+    own = config(workspace, encoder=str(tmp_path / "mine.parquet"))
+    embed(own)
+    score(workspace, image_folder, smaller, size=4)
+    assert embedding.plan(encoder).reasons == ["size changed"]
+    assert not np.array_equal(embed(encoder), at_eight)
+    # What the user brings was made of the images as the user had them.
+    assert not embedding.plan(own).reasons
 
 
 def test_any_number_of_processes_computes_the_same_bytes(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,9 +239,6 @@ def test_scoring_with_more_evaluations_computes_no_features_again(
     workspace: Path, image_folder: Path, scorer: Path
 ) -> None:
     embed(config(workspace))
-    again = ScoringConfig(
-        source=str(image_folder), workspace=workspace, scorer=str(scorer), codec="rgb", size=8, evals=6, device="cpu"
-    )
-    scoring.run(scoring.plan(again))
+    score(workspace, image_folder, scorer, evals=6)
     assert not embedding.plan(config(workspace)).reasons
     assert (embedding.plan(config(workspace)).stage.path / FEATURES).exists()
