@@ -20,13 +20,13 @@ from d2c import batches, runtime
 from d2c.config import execution
 from d2c.encoding import is_scorer, open_for_scores, public_name, slug, weights_stamp
 from d2c.errors import D2CError
-from d2c.own_table import read_keyed
+from d2c.own_table import pieces, read_keys
 from d2c.parts import Part, ToDo, require_all, split, work
 from d2c.picks import check_same
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
 from d2c.workspace import FEATURES, SCORES, Record, Stage, Workspace
-from formats.files import atomic, read_table, write_table
+from formats.files import atomic, read_table, table_facts, write_table
 from formats.hashing import sha256_file, xxh3_lines
 
 GRID = 16
@@ -244,31 +244,52 @@ def _join(plan: Plan, parts: list[Part], device: str) -> None:
 
 def _take(plan: Plan) -> None:
     path = Path(plan.config.encoder)
-    table = read_keyed(path)
-    columns = [field.name for field in table.schema if _of_numbers(field.type)]
+    given, (fields, _) = read_keys(path), table_facts(path)
+    columns = [field.name for field in fields if _of_numbers(field.type)]
     if len(columns) != 1:
         raise D2CError(
             "this is no table of features",
             where=path,
-            found=", ".join(table.column_names),
+            found=", ".join(field.name for field in fields),
             expected="a column key and one column of lists of numbers",
         )
-    keys = read_table(Workspace(plan.config.workspace).scores.output(SCORES), columns=["key"])["key"]
-    rows = pc.index_in(keys, value_set=table["key"].combine_chunks())
-    if rows.null_count:
-        missing = keys.filter(rows.is_null())
+    keys = read_table(Workspace(plan.config.workspace).scores.output(SCORES), columns=["key"])["key"].combine_chunks()
+    missing = keys.filter(pc.invert(pc.is_in(keys, value_set=given.combine_chunks())))
+    if len(missing):
         raise D2CError(
             "the table of features lacks scored images",
             where=path,
             found=f"{len(missing)} of {len(keys)} missing, the first: {missing[0]}",
             hint="keys are those of the scores: paths below the source",
         )
-    lists = table[columns[0]].take(rows)
-    lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
+    # Where each row of the table goes; null where its image has no score.
+    rows = pc.index_in(given, value_set=keys).combine_chunks()
+    with atomic(plan.stage.path / FEATURES) as temporary:
+        joined, start = None, 0
+        for lists in pieces(path, columns[0]):
+            own = rows.slice(start, len(lists))
+            start += len(lists)
+            if own.null_count == len(own):
+                continue
+            values = _rows(lists.filter(own.is_valid()), path, None if joined is None else joined.shape[1])
+            if joined is None:
+                joined = np.lib.format.open_memmap(temporary, "w+", values.dtype, (len(keys), values.shape[1]))
+            joined[own.drop_null().to_numpy()] = values
+        assert joined is not None
+        joined.flush()
+        summary = {"encoder": "a table of the user's own", "dim": joined.shape[1], "images": len(keys)}
+    plan.stage.finish([FEATURES], summary, device="cpu")
+
+
+def _rows(lists: pa.Array, path: Path, width: int | None) -> npt.NDArray[np.float16]:
+    """Lists of numbers as rows [n, D], of ``width`` numbers where that is known."""
+    known = [] if width is None else [width]
+    lengths = list(dict.fromkeys([*known, *pc.unique(pc.list_value_length(lists)).to_pylist()]))
     if len(lengths) != 1 or not lengths[0]:
         raise D2CError("features of one length are needed", where=path, found=f"lengths {lengths[:5]}")
     with np.errstate(over="ignore"):
-        values = _matrix(lists.cast(pa.list_(pa.float32(), lengths[0]))).astype(np.float16)
+        flat: npt.NDArray[np.float16] = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float16)
+    values = flat.reshape(len(lists), -1)
     if not np.isfinite(values).all():
         raise D2CError(
             "features must be finite and fit 16 bits",
@@ -276,10 +297,7 @@ def _take(plan: Plan) -> None:
             expected="nothing beyond 65,504",
             hint="scale them",
         )
-    with atomic(plan.stage.path / FEATURES) as temporary, temporary.open("wb") as stream:
-        np.lib.format.write_array(stream, values)
-    summary = {"encoder": "a table of the user's own", "dim": lengths[0], "images": len(keys)}
-    plan.stage.finish([FEATURES], summary, device="cpu")
+    return values
 
 
 def _of_numbers(kind: Any) -> bool:

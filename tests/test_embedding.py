@@ -15,7 +15,7 @@ import timm
 from PIL import Image
 from safetensors.torch import save_file
 
-from d2c import checkpoint, embedding, pipeline, scoring
+from d2c import checkpoint, embedding, own_table, pipeline, scoring
 from d2c.embedding import EmbeddingConfig
 from d2c.errors import D2CError, UsageError
 from d2c.pipeline import SelectRequest
@@ -156,6 +156,35 @@ def test_a_users_table_in_any_order_is_taken_by_key(workspace: Path, tmp_path: P
     pq.write_table(table, tmp_path / "mine.parquet")
     found = embed(config(workspace, encoder=str(tmp_path / "mine.parquet")))
     np.testing.assert_array_equal(found, values.astype(np.float16))
+
+
+@pytest.mark.parametrize("rows", [7, 10, 4096])
+def test_a_users_table_is_read_in_pieces(
+    workspace: Path, tmp_path: Path, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_table, "ROWS", rows)
+    values = np.random.default_rng(0).integers(-99, 99, size=(125, 3)).astype(np.float32)
+    # The first group of rows, and others here and there, are of images that nobody scored.
+    order = np.concatenate([np.arange(95, 115), np.random.default_rng(1).permutation([*range(95), *range(115, 125)])])
+    named = [*keys(workspace), *(f"none/{i}.png" for i in range(30))]
+    table = pa.table({"key": named, "f": values.tolist()}).take(order)
+    pq.write_table(table, tmp_path / "mine.parquet", row_group_size=20)
+    found = embed(config(workspace, encoder=str(tmp_path / "mine.parquet")))
+    np.testing.assert_array_equal(found, values[:95])
+
+
+@pytest.mark.parametrize(("number", "wrong"), [(0, []), (60, [1.0]), (94, None), (50, [1.0, None])])
+def test_a_wrong_row_is_noticed_in_whatever_piece_it_is(
+    workspace: Path, tmp_path: Path, number: int, wrong: list[float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_table, "ROWS", 10)
+    values: list[Any] = [[1.0, 2.0]] * 95
+    values[number] = wrong
+    pq.write_table(pa.table({"key": keys(workspace), "f": values}), tmp_path / "mine.parquet")
+    plan = embedding.plan(config(workspace, encoder=str(tmp_path / "mine.parquet")))
+    with pytest.raises(D2CError, match=r"one length|finite"):
+        embedding.run(plan)
+    assert not (plan.stage.path / FEATURES).exists()
 
 
 @pytest.mark.parametrize(
