@@ -31,6 +31,8 @@ from formats.hashing import sha256_file, xxh3_lines
 
 GRID = 16
 """Side of the token grid of encoders other than the scorer: 224 px for a /14 model, as they were trained."""
+LARGEST = 1e15
+"""Numbers of a user's features, at most: squared distances in thousands of dimensions must fit 32 bits."""
 _PART = 1024
 
 
@@ -144,9 +146,9 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
     return Result(plan.stage.path.name, plan.stage.require("d2c select --features ENCODER"))
 
 
-def load(workspace: Workspace, name: str) -> npt.NDArray[np.float16]:
-    """Finished features, memory-mapped: float16 [N, D], in key order of the scores."""
-    found: npt.NDArray[np.float16] = np.load(workspace.features(name).output(FEATURES), mmap_mode="r")
+def load(workspace: Workspace, name: str) -> npt.NDArray[np.floating]:
+    """Finished features [N, D], memory-mapped, in key order of the scores: float16, or float32 of a user's table."""
+    found: npt.NDArray[np.floating] = np.load(workspace.features(name).output(FEATURES), mmap_mode="r")
     return found
 
 
@@ -159,7 +161,9 @@ def _inputs(config: EmbeddingConfig, workspace: Workspace, scores: Record) -> di
         "weights": sha256_file(Path(config.encoder)) if config.is_table else weights_stamp(config.encoder),
         "scorer": "",
     }
-    if not config.is_table:
+    if config.is_table:
+        inputs["precision"] = "float32"  # an earlier state of this code kept 16 bits
+    else:
         inputs["size"] = str(scores.config["size"])
     if is_scorer(config.encoder):
         facts, labels = scores.summary["scorer"], table["label"].to_numpy()
@@ -281,20 +285,20 @@ def _take(plan: Plan) -> None:
     plan.stage.finish([FEATURES], summary, device="cpu")
 
 
-def _rows(lists: pa.Array, path: Path, width: int | None) -> npt.NDArray[np.float16]:
-    """Lists of numbers as rows [n, D], of ``width`` numbers where that is known."""
+def _rows(lists: pa.Array, path: Path, width: int | None) -> npt.NDArray[np.float32]:
+    """Lists of numbers as rows [n, D], as selectors want them, of ``width`` numbers where that is known."""
     known = [] if width is None else [width]
     lengths = list(dict.fromkeys([*known, *pc.unique(pc.list_value_length(lists)).to_pylist()]))
     if len(lengths) != 1 or not lengths[0]:
         raise D2CError("features of one length are needed", where=path, found=f"lengths {lengths[:5]}")
     with np.errstate(over="ignore"):
-        flat: npt.NDArray[np.float16] = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float16)
+        flat: npt.NDArray[np.float32] = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     values = flat.reshape(len(lists), -1)
-    if not np.isfinite(values).all():
+    if not (np.abs(values) <= LARGEST).all():
         raise D2CError(
-            "features must be finite and fit 16 bits",
+            "features must be finite, and no larger than can be squared",
             where=path,
-            expected="nothing beyond 65,504",
+            expected=f"nothing beyond {LARGEST:g}",
             hint="scale them",
         )
     return values

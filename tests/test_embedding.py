@@ -22,7 +22,7 @@ from d2c.pipeline import SelectRequest
 from d2c.scoring import ScoringConfig
 from d2c.sit import SiT, model_spec
 from d2c.workspace import FEATURES, SCORES, Workspace
-from formats.files import read_table, write_json
+from formats.files import read_json, read_table, write_json
 
 
 def config(workspace: Path, **options: object) -> EmbeddingConfig:
@@ -155,7 +155,38 @@ def test_a_users_table_in_any_order_is_taken_by_key(workspace: Path, tmp_path: P
     table = pa.table({"key": keys(workspace), "dino": [row.tolist() for row in values]}).take(order)
     pq.write_table(table, tmp_path / "mine.parquet")
     found = embed(config(workspace, encoder=str(tmp_path / "mine.parquet")))
-    np.testing.assert_array_equal(found, values.astype(np.float16))
+    np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize("method", ["k-center", "kernel", "ot"])
+def test_a_users_features_keep_what_tells_them_apart(workspace: Path, tmp_path: Path, method: str) -> None:
+    # The same points about 0 and about 1,000, where 16 bits tell apart steps of 0.5 alone.
+    values = np.random.default_rng(0).integers(-64, 65, size=(95, 3)) / 512
+    picked = []
+    for mean in (0, 1000):
+        pq.write_table(pa.table({"key": keys(workspace), "f": (values + mean).tolist()}), tmp_path / "mine.parquet")
+        own = config(workspace, encoder=str(tmp_path / "mine.parquet"))
+        np.testing.assert_array_equal(embed(own), values + mean)
+        request = SelectRequest(
+            workspace=workspace,
+            method=method,
+            per_class=(4,),
+            features=own.encoder,
+            confidence=0,
+            device="cpu",
+        )
+        picked.append(pipeline.select(request)[0][0][1].table["key"].to_pylist())
+    assert picked[0] == picked[1]
+
+
+def test_rounded_features_of_an_earlier_state_are_read_again(workspace: Path, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"key": keys(workspace), "f": [[1.0]] * 95}), tmp_path / "mine.parquet")
+    own = config(workspace, encoder=str(tmp_path / "mine.parquet"))
+    embed(own)
+    record = read_json(embedding.plan(own).stage.path / "stage.json")
+    del record["inputs"]["precision"]
+    write_json(embedding.plan(own).stage.path / "stage.json", record)
+    assert embedding.plan(own).reasons == ["precision changed"]
 
 
 @pytest.mark.parametrize("rows", [7, 10, 4096])
@@ -173,13 +204,24 @@ def test_a_users_table_is_read_in_pieces(
     np.testing.assert_array_equal(found, values[:95])
 
 
-@pytest.mark.parametrize(("number", "wrong"), [(0, []), (60, [1.0]), (94, None), (50, [1.0, None])])
+@pytest.mark.parametrize(
+    ("first", "wrong"),
+    [
+        (0, [[]]),
+        (60, [[1.0]]),
+        (94, [None]),
+        (50, [[1.0, None]]),
+        (50, [[1.0]] * 10),
+        (50, [None] * 10),
+        (0, [[]] * 10),
+    ],
+)
 def test_a_wrong_row_is_noticed_in_whatever_piece_it_is(
-    workspace: Path, tmp_path: Path, number: int, wrong: list[float] | None, monkeypatch: pytest.MonkeyPatch
+    workspace: Path, tmp_path: Path, first: int, wrong: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(own_table, "ROWS", 10)
     values: list[Any] = [[1.0, 2.0]] * 95
-    values[number] = wrong
+    values[first : first + len(wrong)] = wrong
     pq.write_table(pa.table({"key": keys(workspace), "f": values}), tmp_path / "mine.parquet")
     plan = embedding.plan(config(workspace, encoder=str(tmp_path / "mine.parquet")))
     with pytest.raises(D2CError, match=r"one length|finite"):
@@ -221,11 +263,11 @@ def test_tables_as_polars_and_pandas_write_them_are_taken(
     named = pa.array(keys(workspace), pa.string()).cast(key)
     pq.write_table(pa.table({"key": named, "f": pa.array(values.tolist(), lists)}), tmp_path / "mine.parquet")
     found = embed(config(workspace, encoder=str(tmp_path / "mine.parquet")))
-    np.testing.assert_array_equal(found, values.astype(np.float16))
+    np.testing.assert_array_equal(found, values)
 
 
 def test_uneven_or_endless_features_are_refused(workspace: Path, tmp_path: Path) -> None:
-    for values in ([[1.0, 2.0]] * 94 + [[1.0]], [[1.0]] * 94 + [[1e9]]):
+    for values in ([[1.0, 2.0]] * 94 + [[1.0]], [[1.0]] * 94 + [[1e16]], [[1.0]] * 94 + [[1e60]]):
         pq.write_table(pa.table({"key": keys(workspace), "f": values}), tmp_path / "mine.parquet")
         with pytest.raises(D2CError, match=r"one length|finite"):
             embed(config(workspace, encoder=str(tmp_path / "mine.parquet")))
