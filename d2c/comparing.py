@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from d2c.errors import D2CError
-from d2c.own_table import read_keyed
+from d2c.own_table import read_keys
 from d2c.workspace import SCORES, SELECTION, Workspace
 from formats.files import read_table
 
@@ -39,7 +39,7 @@ def compare(workspace: Workspace, first: str, second: str) -> dict[str, Any]:
 def _rows(workspace: Workspace, keys: pa.Array, selection: str) -> Array:
     path = Path(selection)
     if path.suffix == ".parquet":
-        chosen = read_keyed(path)["key"]
+        chosen = read_keys(path)
     else:
         workspace.selected(selection)
         chosen = read_table(workspace.selection(selection).output(SELECTION), columns=["key"])["key"]

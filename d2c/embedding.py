@@ -6,6 +6,7 @@ scorer (no download), from any vision encoder that `attach` knows, or from a use
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +20,19 @@ from d2c import batches, runtime
 from d2c.config import execution
 from d2c.encoding import is_scorer, open_for_scores, public_name, slug, weights_stamp
 from d2c.errors import D2CError
-from d2c.own_table import read_keyed
+from d2c.own_table import pieces, read_keys
 from d2c.parts import Part, ToDo, require_all, split, work
 from d2c.picks import check_same
 from d2c.progress import Bar, Progress, Silent
 from d2c.runtime import Ranks
 from d2c.workspace import FEATURES, SCORES, Record, Stage, Workspace
-from formats.files import atomic, read_table, write_table
+from formats.files import atomic, read_table, table_facts, write_table
 from formats.hashing import sha256_file, xxh3_lines
 
 GRID = 16
 """Side of the token grid of encoders other than the scorer: 224 px for a /14 model, as they were trained."""
+LARGEST = 1e15
+"""Numbers of a user's features, at most: squared distances in thousands of dimensions must fit 32 bits."""
 _PART = 1024
 
 
@@ -102,12 +105,7 @@ def plan(config: EmbeddingConfig) -> Plan:
     device = runtime.resolve_device(config.device)
     if config.is_table and not Path(config.encoder).is_file():
         raise D2CError("there is no such table of features", where=config.encoder, expected="a Parquet file")
-    inputs = {
-        # By content, so that a second scoring with other settings computes no features again.
-        "images": _images(workspace),
-        "weights": sha256_file(Path(config.encoder)) if config.is_table else weights_stamp(config.encoder),
-        "scorer": scores.summary["scorer"]["facts"]["weights_xxh3"] if is_scorer(config.encoder) else "",
-    }
+    inputs = _inputs(config, workspace, scores)
     images = int(scores.summary["images"])
     found = [
         _planned(replace(config, precision=precision), inputs, images)
@@ -148,15 +146,41 @@ def run(plan: Plan, progress: Progress | None = None) -> Result:
     return Result(plan.stage.path.name, plan.stage.require("d2c select --features ENCODER"))
 
 
-def load(workspace: Workspace, name: str) -> npt.NDArray[np.float16]:
-    """Finished features, memory-mapped: float16 [N, D], in key order of the scores."""
-    found: npt.NDArray[np.float16] = np.load(workspace.features(name).output(FEATURES), mmap_mode="r")
+def load(workspace: Workspace, name: str) -> npt.NDArray[np.floating]:
+    """Finished features [N, D], memory-mapped, in key order of the scores: float16, or float32 of a user's table."""
+    found: npt.NDArray[np.floating] = np.load(workspace.features(name).output(FEATURES), mmap_mode="r")
     return found
 
 
-def _images(workspace: Workspace) -> str:
-    table = read_table(workspace.scores.output(SCORES), columns=["key", "xxh3"])
-    return xxh3_lines(f"{key}\t{digest}" for key, digest in zip(*(c.to_pylist() for c in table.columns), strict=True))
+def _inputs(config: EmbeddingConfig, workspace: Workspace, scores: Record) -> dict[str, str]:
+    """What decides the features beside the options: by content, so that more evaluations compute none again."""
+    table = read_table(workspace.scores.output(SCORES), columns=["key", "xxh3", "label"])
+    keys = table["key"].to_pylist()
+    inputs = {
+        "images": _paired(keys, table["xxh3"].to_pylist()),
+        "weights": sha256_file(Path(config.encoder)) if config.is_table else weights_stamp(config.encoder),
+        "scorer": "",
+    }
+    if config.is_table:
+        inputs["precision"] = "float32"  # an earlier state of this code kept 16 bits
+    else:
+        inputs["size"] = str(scores.config["size"])
+    if is_scorer(config.encoder):
+        facts, labels = scores.summary["scorer"], table["label"].to_numpy()
+        # The scorer is told each image's class, by its own number.
+        told = labels if facts.get("classes") is None else np.array(facts["classes"])[labels]
+        inputs |= {
+            "scorer": facts["facts"]["weights_xxh3"],
+            "objective": str(scores.config["objective"]),
+            "codec": str(scores.config["codec"]),
+            "codec weights": scores.inputs["codec"],
+            "classes": _paired(keys, told.tolist()),
+        }
+    return inputs
+
+
+def _paired(keys: Sequence[str], values: Sequence[object]) -> str:
+    return xxh3_lines(f"{key}\t{value}" for key, value in zip(keys, values, strict=True))
 
 
 def _embed_parts(ranks: Ranks, job: _Job) -> None:
@@ -224,42 +248,60 @@ def _join(plan: Plan, parts: list[Part], device: str) -> None:
 
 def _take(plan: Plan) -> None:
     path = Path(plan.config.encoder)
-    table = read_keyed(path)
-    columns = [field.name for field in table.schema if _of_numbers(field.type)]
+    given, (fields, _) = read_keys(path), table_facts(path)
+    columns = [field.name for field in fields if _of_numbers(field.type)]
     if len(columns) != 1:
         raise D2CError(
             "this is no table of features",
             where=path,
-            found=", ".join(table.column_names),
+            found=", ".join(field.name for field in fields),
             expected="a column key and one column of lists of numbers",
         )
-    keys = read_table(Workspace(plan.config.workspace).scores.output(SCORES), columns=["key"])["key"]
-    rows = pc.index_in(keys, value_set=table["key"].combine_chunks())
-    if rows.null_count:
-        missing = keys.filter(rows.is_null())
+    keys = read_table(Workspace(plan.config.workspace).scores.output(SCORES), columns=["key"])["key"].combine_chunks()
+    missing = keys.filter(pc.invert(pc.is_in(keys, value_set=given.combine_chunks())))
+    if len(missing):
         raise D2CError(
             "the table of features lacks scored images",
             where=path,
             found=f"{len(missing)} of {len(keys)} missing, the first: {missing[0]}",
             hint="keys are those of the scores: paths below the source",
         )
-    lists = table[columns[0]].take(rows)
-    lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
+    # Where each row of the table goes; null where its image has no score.
+    rows = pc.index_in(given, value_set=keys).combine_chunks()
+    with atomic(plan.stage.path / FEATURES) as temporary:
+        joined, start = None, 0
+        for lists in pieces(path, columns[0]):
+            own = rows.slice(start, len(lists))
+            start += len(lists)
+            if own.null_count == len(own):
+                continue
+            values = _rows(lists.filter(own.is_valid()), path, None if joined is None else joined.shape[1])
+            if joined is None:
+                joined = np.lib.format.open_memmap(temporary, "w+", values.dtype, (len(keys), values.shape[1]))
+            joined[own.drop_null().to_numpy()] = values
+        assert joined is not None
+        joined.flush()
+        summary = {"encoder": "a table of the user's own", "dim": joined.shape[1], "images": len(keys)}
+    plan.stage.finish([FEATURES], summary, device="cpu")
+
+
+def _rows(lists: pa.Array, path: Path, width: int | None) -> npt.NDArray[np.float32]:
+    """Lists of numbers as rows [n, D], as selectors want them, of ``width`` numbers where that is known."""
+    known = [] if width is None else [width]
+    lengths = list(dict.fromkeys([*known, *pc.unique(pc.list_value_length(lists)).to_pylist()]))
     if len(lengths) != 1 or not lengths[0]:
         raise D2CError("features of one length are needed", where=path, found=f"lengths {lengths[:5]}")
     with np.errstate(over="ignore"):
-        values = _matrix(lists.cast(pa.list_(pa.float32(), lengths[0]))).astype(np.float16)
-    if not np.isfinite(values).all():
+        flat: npt.NDArray[np.float32] = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    values = flat.reshape(len(lists), -1)
+    if not (np.abs(values) <= LARGEST).all():
         raise D2CError(
-            "features must be finite and fit 16 bits",
+            "features must be finite, and no larger than can be squared",
             where=path,
-            expected="nothing beyond 65,504",
+            expected=f"nothing beyond {LARGEST:g}",
             hint="scale them",
         )
-    with atomic(plan.stage.path / FEATURES) as temporary, temporary.open("wb") as stream:
-        np.lib.format.write_array(stream, values)
-    summary = {"encoder": "a table of the user's own", "dim": lengths[0], "images": len(keys)}
-    plan.stage.finish([FEATURES], summary, device="cpu")
+    return values
 
 
 def _of_numbers(kind: Any) -> bool:

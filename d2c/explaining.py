@@ -56,14 +56,21 @@ class Case:
         method = str(self.asked["method"])
         if method not in METHODS:
             return f"{method} is a function of yours: it {self._place()}, and only it knows why"
-        easiest = self.asked.get("easiest") or (ranks.PAPER_SPAN if method == "random-window" else None)
-        if easiest is not None:
-            pool = ranks.easy_pool(self.candidates, budget, easiest)
-            if not pool[self.row]:
-                last = int(pool.sum()) - 1
-                return f"only the easiest {easiest:.0%} of its class may be picked, which end at rank {last:,}"
+        share, pool = self.pool()
+        if self.ranks()[self.row] >= pool:
+            return f"only the easiest {share:.0%} of its class may be picked, which end at rank {pool - 1:,}"
         words = _WORDS.get(method)
         return words(self) if words else f"{method} aims at {METHODS[method].goal}: it {self._place()}{self._far()}"
+
+    def pool(self) -> tuple[float, int]:
+        """Which share of the class may be picked, the easiest, and how many images that are."""
+        share, size = 1.0, len(self.candidates)
+        # The window of random-window is a part of what --easiest leaves.
+        window = ranks.PAPER_SPAN if self.asked["method"] == "random-window" else None
+        for part in (self.asked.get("easiest"), window):
+            if part is not None:
+                share, size = share * part, ranks.pool_size(size, len(self.picks), part)
+        return share, size
 
     def _place(self) -> str:
         if not self.picked:
@@ -102,7 +109,9 @@ def _interval(case: Case) -> str:
     own = case.ranks()
     rank, taken = int(own[case.row]), np.sort(own[case.picks])
     if case.picked:
-        return f"interval takes equally distant ranks, {_listed(taken)}, and rank {rank:,} is one of them"
+        # Steps of less than 10 ranks need be no whole number.
+        how = "equally distant" if len(np.unique(np.diff(taken))) < 2 else "evenly spread"
+        return f"interval takes {how} ranks, {_listed(taken)}, and rank {rank:,} is one of them"
     below, above = taken[taken < rank], taken[taken > rank]
     if not len(above):
         return f"rank {rank:,} lies beyond the last rank that interval takes, {int(below[-1]):,}"
@@ -116,12 +125,8 @@ def _listed(taken: Array) -> str:
 
 def _random(case: Case) -> str:
     budget, size = len(case.picks), len(case.candidates)
-    order, pool = np.arange(size), np.ones(size, dtype=bool)
-    share = case.asked.get("easiest") or (ranks.PAPER_SPAN if case.asked["method"] == "random-window" else None)
-    if share is not None:
-        pool = ranks.easy_pool(case.candidates, budget, share)
     order = ranks.random(case.candidates, size, np.empty(0, dtype=np.int64))
-    order = order[pool[order]]
+    order = order[case.ranks()[order] < case.pool()[1]]
     draw = int(np.flatnonzero(order == case.row)[0]) + 1
     return (
         f"by the seed {case.candidates.seed} it is draw {draw:,} of {len(order):,}, and the first {budget:,} are picked"
@@ -135,7 +140,7 @@ def _lowest(case: Case) -> str:
 
 def _highest(case: Case) -> str:
     own = case.ranks()
-    first, last = int(own[case.picks].min()), len(own) - 1
+    first, last = int(own[case.picks].min()), int(own[case.picks].max())
     return f"its rank is {int(own[case.row]):,}, and ranks {first:,} to {last:,} are picked"
 
 

@@ -64,6 +64,11 @@ class Selection:
     table: pa.Table
     record: Record
 
+    @property
+    def classes(self) -> int:
+        """Classes that have picks."""
+        return len(self.table["label"].unique())
+
 
 @dataclass(frozen=True)
 class _Job:
@@ -148,6 +153,8 @@ def run(plan: Plan, progress: Progress | None = None) -> Selection:
         progress.warn(f"class {name!r} has {missing} images fewer than its share: it gives all it has")
     if len(short) > 5:
         progress.warn(f"... and {len(short) - 5} more classes give all they have")
+    if empty := len(plan.names) - result.classes:
+        progress.warn(f"{empty:,} of {len(plan.names):,} classes get no image")
     if result.table.num_rows < plan.images:
         progress.warn(f"{plan.config.method} chose {result.table.num_rows} images of {plan.images}")
     return result

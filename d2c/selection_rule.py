@@ -32,8 +32,8 @@ class SelectionConfig:
     """What to select.
 
     Exactly one of ``ratio`` (share of all images), ``per_class`` and ``total`` is set. ``inside`` holds smaller budgets
-    of the same kind, ascending, whose picks are among these. ``interval`` is the paper's k in ranks; None takes the k
-    whose picks span `d2c.selectors.ranks.PAPER_SPAN` of each class.
+    of the same kind, ascending, whose picks are among these. ``interval`` is the paper's k in ranks; None takes one
+    with which the picks span `d2c.selectors.ranks.PAPER_SPAN` of each class.
     """
 
     workspace: Path = execution()

@@ -128,7 +128,8 @@ def plan(config: TrainingConfig) -> Plan:
             hint=f"make them from your own copy of the images: d2c rebuild {config.artifact} --source DIR",
         )
     recipe, encoders, latent = config.recipe, artifact.manifest["encoders"], artifact.manifest["latent"]
-    notes = []
+    empty = sum(not row.count for row in artifact.classes)
+    notes = [f"{empty:,} of {len(artifact.classes):,} classes have no image to learn from"] if empty else []
     if recipe.text and not encoders["text"]:
         notes.append("the artifact holds no text: training on class labels alone")
     if recipe.align and not encoders["vision"]:

@@ -173,7 +173,8 @@ Interval = Annotated[
     count(
         "--interval",
         "RANKS",
-        "Distance between picks in the ranking of a class.  [default: so that the picks span 74 % of it]",
+        "Distance between picks in the ranking of a class.  [default: so that the picks span 74 % of it; a whole "
+        "number from 10 on]",
     ),
 ]
 Text = Annotated[

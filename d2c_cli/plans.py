@@ -145,6 +145,7 @@ def selection_step(plan: SelectionPlan) -> Facts:
         "images": plan.images,
         "per_class": plan.per_class,
         "classes": len(plan.names),
+        "classes_with_picks": int((plan.quotas.given > 0).sum()),
         "classes_short_of_budget": len(plan.shortfalls),
     }
     return step("select", plan.reasons, facts)

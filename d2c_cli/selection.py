@@ -90,6 +90,7 @@ def select(
             "selection": result.name,
             "images": result.table.num_rows,
             "classes": len(plan.names),
+            "classes_with_picks": result.classes,
             "per_class": plan.per_class,
             "classes_short_of_budget": len(plan.shortfalls),
             "table": plan.stage.path / "selection.parquet",

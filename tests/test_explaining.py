@@ -58,14 +58,23 @@ def case(method: str, row: int, *, size: int = 40, budget: int = 5, seed: int = 
 
 
 def test_interval_names_the_ranks_around_an_image_that_is_out() -> None:
-    # 5 of 40: every fifth rank, 0 to 20.
-    assert case("interval", 39 - 12).why() == "interval takes ranks 10 and 15; rank 12 lies between them"
-    assert case("interval", 39 - 11).why() == "interval takes ranks 10 and 15; rank 11 lies between them"
-    assert case("interval", 39 - 14).why() == "interval takes ranks 10 and 15; rank 14 lies between them"
-    assert case("interval", 39 - 30).why() == "rank 30 lies beyond the last rank that interval takes, 20"
-    assert case("interval", 39 - 15).why() == (
-        "interval takes equally distant ranks, 0, 5, 10 ... 20, and rank 15 is one of them"
+    # 5 of 68: every tenth rank, 0 to 40.
+    def why(rank: int) -> str:
+        return case("interval", 67 - rank, size=68).why()
+
+    assert why(22) == "interval takes ranks 20 and 30; rank 22 lies between them"
+    assert why(21) == "interval takes ranks 20 and 30; rank 21 lies between them"
+    assert why(29) == "interval takes ranks 20 and 30; rank 29 lies between them"
+    assert why(50) == "rank 50 lies beyond the last rank that interval takes, 40"
+    assert why(30) == "interval takes equally distant ranks, 0, 10, 20 ... 40, and rank 30 is one of them"
+
+
+def test_interval_calls_no_ranks_equally_distant_that_are_not() -> None:
+    # 5 of 40: steps of 5.92, rounded down.
+    assert case("interval", 39 - 11).why() == (
+        "interval takes evenly spread ranks, 0, 5, 11 ... 23, and rank 11 is one of them"
     )
+    assert case("interval", 39 - 12).why() == "interval takes ranks 11 and 17; rank 12 lies between them"
 
 
 def test_methods_of_one_end_name_where_the_picks_stop() -> None:
@@ -96,6 +105,30 @@ def test_the_pool_of_easy_images_is_the_reason_where_it_is() -> None:
     assert case("min", 39 - 25, easiest=0.5).why() == (
         "only the easiest 50% of its class may be picked, which end at rank 19"
     )
+
+
+@pytest.mark.parametrize("easiest", [0.1, 0.5, 0.8, None])
+def test_a_window_of_the_easiest_is_explained_as_it_was_drawn(workspace: Path, easiest: float | None) -> None:
+    name = select(workspace, method="random-window", easiest=easiest)
+    picked = set(keys(workspace, name))
+    for row in read_table(workspace / "scores" / "scores.parquet").to_pylist():
+        found = explain(Workspace(workspace), row["key"], name)
+        outside = found["why"].startswith("only the easiest")
+        if not outside:
+            draw, of, budget = _numbers(found["why"])
+            assert (draw <= budget) == (row["key"] in picked)
+        # 74 % of the easiest, and no fewer than are asked for.
+        left = max(5, round((easiest or 1) * found["class_images"]))
+        assert outside == (found["class_rank"] >= max(5, round(0.74 * left)))
+        assert outside or of == max(5, round(0.74 * left))
+
+
+def test_the_hardest_of_the_easiest_end_where_the_picks_do(workspace: Path) -> None:
+    name = select(workspace, method="max", easiest=0.5)
+    found = [explain(Workspace(workspace), key, name) for key in keys(workspace, name)]
+    for one in found:
+        own = [other["class_rank"] for other in found if other["class"] == one["class"]]
+        assert one["why"].endswith(f"ranks {min(own)} to {max(own)} are picked")
 
 
 @pytest.mark.parametrize("budget", [0, 40])

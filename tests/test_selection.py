@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from d2c import pipeline, selection
 from d2c.errors import UsageError
 from d2c.pipeline import SelectRequest
+from d2c.progress import Silent
 from d2c.selection import SelectionConfig, class_quotas, select
 from d2c.selectors import METHODS
 from d2c.selectors.ranks import interval_ranks
@@ -84,6 +85,40 @@ def test_only_the_easiest_are_picked_where_asked() -> None:
     assert picks["class_rank"].to_numpy().max() < 30
     # A class gives its budget even where the share is too small for it.
     assert select(table, config(method="random", per_class=20, easiest=0.1), 2).num_rows == 40
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+@pytest.mark.parametrize(
+    ("options", "empty"),
+    [
+        ({"total": (2,)}, 1),
+        ({"ratio": (0.011,), "balance": "proportional"}, 2),
+        ({"total": (3,)}, 0),
+        ({"total": (2,), "method": "test_selection:only_the_first"}, 2),
+    ],
+)
+def test_classes_that_get_no_image_are_told(
+    workspace: Path, options: dict[str, Any], empty: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    told = Told()
+    for _ in range(2):  # and again where the selection is there already
+        results, _ = pipeline.select(SelectRequest(workspace=workspace, device="cpu", **options), told)
+        assert results[0][1].classes == 3 - empty
+        expected = [f"{empty} of 3 classes get no image"] if empty else []
+        assert [line for line in told.warnings if "no image" in line] == expected
+        told.warnings.clear()
+
+
+def only_the_first(table: pa.Table, quotas: dict[int, int], features: None) -> list[str]:
+    return list(table["key"].to_pylist()[:1])
 
 
 def test_another_score_ranks_otherwise(workspace: Path) -> None:

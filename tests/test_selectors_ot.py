@@ -195,6 +195,17 @@ def test_large_budgets_without_restarts_are_swapped_as_far_as_it_goes() -> None:
     assert judge.value(rows) < judge.value(added) - 0.9 * gain
 
 
+@pytest.mark.parametrize("free", [1, 2, 3])
+@pytest.mark.parametrize("taken", [[], [5, 2]])
+def test_a_class_that_gives_nearly_all_it_has_gives_its_whole_budget(free: int, taken: list[int]) -> None:
+    # A restart puts in no more images than are left out, and so may take no more out.
+    for seed in range(3):
+        points = np.random.default_rng(seed).normal(size=(12, 3)).astype(np.float32)
+        rows = ot(placed(points), 12 - free, np.array(taken, dtype=np.int64))
+        assert len(set(rows.tolist())) == len(rows) == 12 - free
+        assert rows[: len(taken)].tolist() == taken
+
+
 @pytest.mark.parametrize("budget", [6, 7, 100])
 def test_a_budget_beyond_the_class_takes_all_of_it(budget: int) -> None:
     rows = ot(clustered(6), budget, np.array([4, 2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -38,11 +39,31 @@ def test_interval_takes_every_kth_rank_as_in_the_papers_three_settings(budget: i
     assert rank(candidates)[rows].tolist() == list(range(0, last + 1, k))
 
 
-@pytest.mark.parametrize(("budget", "k"), [(10, 96), (50, 19), (100, 9)])
-def test_interval_without_k_spans_three_quarters_of_a_class(budget: int, k: int) -> None:
-    candidates = shuffled(1300)
+@pytest.mark.parametrize(
+    ("size", "budget", "k"), [(1300, 10, 96), (1300, 50, 19), (5000, 10, 370), (5000, 50, 74), (5000, 100, 37)]
+)
+def test_interval_without_k_spans_three_quarters_of_a_class(size: int, budget: int, k: int) -> None:
+    candidates = shuffled(size)
     rows = ranks.interval(candidates, budget, NONE)
     assert rank(candidates)[rows].tolist() == [i * k for i in range(budget)]
+
+
+@given(size=st.integers(2, 400), share=st.floats(0.1, 1))
+def test_small_steps_keep_their_fraction_and_so_the_span(size: int, share: float) -> None:
+    budget = max(2, math.ceil(share * size))
+    found = ranks.interval_ranks(size, budget, None)
+    step = max(1.0, 0.74 * size / budget)
+    assert found.tolist() == [int(i * step) for i in range(budget)]
+    assert found[-1] == pytest.approx(max(0.74 * size, budget) - step, abs=1)
+
+
+def test_interval_of_a_large_part_of_a_class_is_not_the_easiest() -> None:
+    candidates = shuffled(60)
+    rows = ranks.interval(candidates, 25, NONE)
+    assert rank(candidates)[rows].tolist()[:5] == [0, 1, 3, 5, 7]
+    assert rank(candidates)[rows].max() == 42
+    # More than it spans: no room for steps.
+    assert rank(candidates)[ranks.interval(candidates, 50, NONE)].tolist() == list(range(50))
 
 
 def test_interval_shrinks_k_for_imagenets_smallest_class_and_keeps_the_budget() -> None:

@@ -279,8 +279,10 @@ class Search:
         """Put random candidates in a few places and swap again; what is not better leaves no trace."""
         rows, value = self.rows, self.value
         free = np.flatnonzero(~mask(self.count, rows))
-        kept = self.fixed + rng.permutation(len(rows) - self.fixed)[KICKED:]
-        new = rng.permutation(free)[: len(rows) - self.fixed - len(kept)]
+        places = len(rows) - self.fixed
+        count = min(KICKED, places, len(free))
+        kept = self.fixed + rng.permutation(places)[count:]
+        new = rng.permutation(free)[:count]
         self.rows = np.concatenate([rows[: self.fixed], new, rows[np.sort(kept)]])
         self.value = self.objective.value(self.rows)
         self.swap()

@@ -16,10 +16,13 @@ from formats.hashing import xxh3
 
 PAPER_SPAN = 0.74
 """Part of a class that the paper's three ImageNet settings span: n*k/1300 is 0.74, 0.62 and 0.77 (its Appendix C)."""
+WHOLE = 10.0
+"""Distances of so many ranks and more are whole numbers, as the paper's k are (96, 16 and 10). Of a smaller one the
+fraction is much: at 25 of 60 images the distance is 1.8, and with 1 the picks would be the easiest images."""
 
 
 def interval(candidates: Candidates, budget: int, taken: Rows, *, k: int | None = None) -> Rows:
-    """Ranks 0, k, 2k, ... from the easiest (paper, section 3.2); None: the k whose picks span `PAPER_SPAN`.
+    """Ranks 0, k, 2k, ... from the easiest (paper, section 3.2); None: so that they span `PAPER_SPAN`.
 
     Raises:
         UsageError: there is something in ``taken``: another budget has another k.
@@ -38,13 +41,18 @@ def interval_ranks(size: int, budget: int, k: int | None) -> Rows:
     """Ranks 0, k, 2k, ... of the ``budget`` picks in a class of ``size`` images (paper, section 3.2).
 
     Where ``k`` overruns a small class it shrinks to the largest that fits, so that the class gives
-    ``min(budget, size)`` images and never fewer. None: the k whose picks span `PAPER_SPAN` of the class.
+    ``min(budget, size)`` images and never fewer. None: the k whose picks span `PAPER_SPAN` of the class, a whole number
+    from `WHOLE` on, and at least 1; ranks are then rounded down.
     """
     count = min(budget, size)
     if count <= 1:
         return np.zeros(count, dtype=np.int64)
-    wanted = k if k is not None else int(PAPER_SPAN * size / count)
-    return np.arange(count, dtype=np.int64) * max(1, min(wanted, (size - 1) // (count - 1)))
+    places = np.arange(count, dtype=np.int64)
+    if k is None:
+        step = max(1.0, PAPER_SPAN * size / count)
+        spread: Rows = np.floor(places * (step if step < WHOLE else int(step))).astype(np.int64)
+        return spread
+    return places * max(1, min(k, (size - 1) // (count - 1)))
 
 
 def random(candidates: Candidates, budget: int, taken: Rows) -> Rows:
@@ -83,8 +91,12 @@ def easy_pool(candidates: Candidates, budget: int, share: float) -> npt.NDArray[
     """
     if not 0 < share <= 1:
         raise UsageError("a pool is a share of a class", found=share, expected="0 < share <= 1")
-    size = min(len(candidates), max(budget, round(share * len(candidates))))
-    return mask(len(candidates), _easiest_first(candidates)[:size])
+    return mask(len(candidates), _easiest_first(candidates)[: pool_size(len(candidates), budget, share)])
+
+
+def pool_size(size: int, budget: int, share: float) -> int:
+    """Images in the `easy_pool` of ``size`` candidates."""
+    return min(size, max(budget, round(share * size)))
 
 
 def within(candidates: Candidates, budget: int, taken: Rows, *, selector: Selector, share: float) -> Rows:
