@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from formats.encoding import finite
 from formats.errors import FormatError
 from formats.files import read_json
-from formats.layout import CLASSES, INDEX, MANIFEST, SELECTION, SUMS, read_sums, unlisted
+from formats.layout import CLASSES, INDEX, LICENSE, MANIFEST, SELECTION, SUMS, licence_text, read_sums, unlisted
 from formats.schema import CODECS, ClassRow, Column
 from formats.version import FORMAT_NAME
 
@@ -66,10 +66,10 @@ def check_place(out: Path) -> Path:
     return place
 
 
-def check_replaceable(out: Path) -> None:
+def check_replaceable(out: Path, licence: bytes | None = None) -> None:
     """Accept as a place to write: nothing, an empty folder, or a finished artifact with nothing else in its folder.
 
-    An artifact whose manifest is torn is known by its SHA256SUMS.
+    An artifact whose manifest is torn is known by its SHA256SUMS. A LICENSE of the text ``licence`` comes again.
 
     Raises:
         FormatError: anything else, since writing would destroy it.
@@ -78,7 +78,8 @@ def check_replaceable(out: Path) -> None:
         return
     found = f"no {MANIFEST} of a d2c artifact"
     if (out / MANIFEST).is_file() and (listed := _listed(out)) is not None:
-        extra = unlisted(out, listed, everything=True)
+        again = {LICENSE} if licence is not None and licence_text(out) == licence else set()
+        extra = unlisted(out, listed | again, everything=True)
         if not extra:
             return
         found = f"an artifact, and files that are not part of it: {', '.join(extra[:3])}"

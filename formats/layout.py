@@ -46,6 +46,12 @@ def codec_path(column: str, role: str) -> str:
     return f"codec/{column}_{role}.npy"
 
 
+def licence_text(root: Path) -> bytes | None:
+    """The LICENSE that somebody put beside the artifact at ``root``; None where there is none."""
+    path = root / LICENSE
+    return path.read_bytes() if path.is_file() and not path.is_symlink() else None
+
+
 def unfinished(root: Path) -> dict[str, str] | None:
     """What an interrupted command left beside ``root``, as parts of an error: what is found and what to try."""
     place = Path(os.path.realpath(root))

@@ -7,7 +7,6 @@ one, and the new artifact names the old as its parent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,13 +20,11 @@ from formats.card import card
 from formats.codecs import Fidelity
 from formats.encoding import Encoded
 from formats.errors import FormatError, VersionError
-from formats.files import write_bytes
 from formats.hashing import canonical_json, parse_json, xxh3_json
-from formats.layout import LICENSE, MANIFEST, README
+from formats.layout import MANIFEST, README, licence_text
 from formats.licence import check_licence
 from formats.schema import CODECS, RAW, RECIPE, RMS, Column, Container, parse_manifest
 from formats.shards import Sample
-from formats.swap import ARTIFACT
 from formats.version import FORMAT_VERSION
 from formats.writer import OWN_FIELDS, ArtifactWriter
 
@@ -74,8 +71,8 @@ def repack(
     wanted = _wanted(artifact, place, changes)
     container, count, recoded, columns = wanted.container, wanted.shards, wanted.recoded, wanted.columns
     digest = xxh3_json({"source": artifact.manifest, **asdict(changes)})
-    licence = _licence(artifact.path)
-    with _out_of_the_way(place, licence), ArtifactWriter(place, container, columns, count, digest) as writer:
+    licence = licence_text(artifact.path)
+    with ArtifactWriter(place, container, columns, count, digest, licence=licence) as writer:
         rms = {
             column.name: writer.codec_array(column.name, RMS, partial(_rms, artifact, column.name))
             for column in columns
@@ -92,8 +89,6 @@ def repack(
                 progress(last - first)
         tables = {record["name"]: artifact.table(record["name"]) for record in artifact.manifest["class_tables"]}
         kept = {column.name: column.fidelity for column in artifact.columns if column.fidelity is not None}
-        if licence is not None:
-            write_bytes(writer.partial / ARTIFACT / LICENSE, licence)
         writer.finish(wanted.fields, artifact.classes, tables, artifact.selection, fidelity=kept)
     return open_artifact(place)
 
@@ -132,24 +127,6 @@ def edited_card(artifact: Artifact) -> Path | None:
     path = artifact.path / README
     generated = card(parse_manifest(artifact.manifest, artifact.path / MANIFEST)).encode()
     return path if path.is_file() and path.read_bytes() != generated else None
-
-
-def _licence(root: Path) -> bytes | None:
-    path = root / LICENSE
-    return path.read_bytes() if path.is_file() and not path.is_symlink() else None
-
-
-@contextmanager
-def _out_of_the_way(place: Path, licence: bytes | None) -> Iterator[None]:
-    """A LICENSE at ``place`` keeps it from being replaced, but not where the same one comes again."""
-    same = licence is not None and _licence(place) == licence
-    if same:
-        (place / LICENSE).unlink()
-    try:
-        yield
-    finally:
-        if same and licence is not None and not (place / LICENSE).exists():
-            write_bytes(place / LICENSE, licence)
 
 
 @dataclass(frozen=True)

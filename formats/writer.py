@@ -45,7 +45,7 @@ from formats.guards import (
 from formats.hashing import canonical_json, sha256_file, xxh3_file
 from formats.identity import content_id
 from formats.index import index_schema
-from formats.layout import CLASSES, INDEX, MANIFEST, README, SELECTION, SUMS, codec_path
+from formats.layout import CLASSES, INDEX, LICENSE, MANIFEST, README, SELECTION, SUMS, codec_path
 from formats.lock import WriterLock
 from formats.npy import array_record, read_npy, write_npy
 from formats.schema import (
@@ -82,7 +82,7 @@ class ArtifactWriter:
     others only write shards. Use it as a context manager, or call `close`.
 
     A column with a codec takes codes (`formats.codecs`); what decoding them needs besides is kept with `codec_array`.
-    A recipe takes the same samples, and keeps their hashes only.
+    A recipe takes the same samples, and keeps their hashes only. ``licence`` is the text of a LICENSE beside them.
 
     Raises:
         FormatError: another process writes to ``out``; or ``out`` holds something that is not a finished artifact.
@@ -97,6 +97,7 @@ class ArtifactWriter:
         config_digest: str,
         *,
         lock: bool = True,
+        licence: bytes | None = None,
     ) -> None:
         if container not in CONTAINERS or not columns or n_shards < 1:
             raise FormatError("an artifact needs a container, columns and shards", where=out, found=container)
@@ -106,6 +107,7 @@ class ArtifactWriter:
         self._place = check_place(out)
         self.partial = self._place.with_name(f"{self._place.name}.partial")
         self._artifact, self._parts = self.partial / ARTIFACT, self.partial / "parts"
+        self._licence = licence
         self._config = {
             "config_digest": config_digest,
             "container": container,
@@ -147,7 +149,7 @@ class ArtifactWriter:
                 )
             return
         recover(self._place)
-        check_replaceable(self.out)
+        check_replaceable(self.out, self._licence)
         if same:
             return
         names = {path.name for path in self.partial.iterdir()} if self.partial.exists() else set()
@@ -299,6 +301,8 @@ class ArtifactWriter:
         text = canonical_json(manifest.raw).encode()
         write_bytes(self._artifact / README, card(manifest).encode())
         write_json(self._artifact / CROISSANT, croissant(manifest))
+        if self._licence is not None:
+            write_bytes(self._artifact / LICENSE, self._licence)
         temporary = self._artifact / f".tmp-{os.getpid()}-hashed"
         write_bytes(temporary, text)
         sums = {record.path: record.sha256 for record in manifest.files} | {MANIFEST: sha256_file(temporary)}
