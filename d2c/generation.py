@@ -160,7 +160,7 @@ def _begin(plan: Plan) -> None:
     out = plan.config.out
     if plan.config.overwrite and (out / RECORD).exists():
         # Said again after a kill, --overwrite finds no record, and keeps what is drawn since.
-        (out / RECORD).unlink()
+        _forget(out)
         _clear(out)
     if not any(part.done for part in plan.parts):
         plan.stage.forget_cost()
@@ -194,19 +194,27 @@ def _draw_parts(ranks: Ranks, job: _Job) -> None:
 def _merge(plan: Plan) -> None:
     config, parts = plan.config, plan.parts
     require_all(parts)
-    (config.out / RECORD).unlink(missing_ok=True)
+    _forget(config.out)
     files = [GRID]
+    shown = np.concatenate(list(_chunks(parts[: -(-SHOWN // config.batch_size)])))[:SHOWN]
+    columns = min(10, max(1, int(np.ceil(np.sqrt(len(shown))))))
+    save_png(grid(shown, columns, side=64), config.out / GRID)
     if config.npz:
         size = plan.generator.codec.spec.pixels
         labels = config.labels_of(len(plan.generator.classes))
         for _ in exported(config.out / ARRAYS, _chunks(parts), config.count, size, labels):
             pass  # written as they come by
         files.append(ARRAYS)
-    shown = np.concatenate(list(_chunks(parts[: -(-SHOWN // config.batch_size)])))[:SHOWN]
-    columns = min(10, max(1, int(np.ceil(np.sqrt(len(shown))))))
-    save_png(grid(shown, columns, side=64), config.out / GRID)
     seconds = round(plan.stage.spent(), 2)
     write_json(config.out / RECORD, {"asked": plan.asked, "files": files, "seconds": seconds})
+
+
+def _forget(out: Path) -> None:
+    """Remove the earlier drawing: what its record names, so that no file lies beside the record of another one."""
+    if (out / RECORD).exists():
+        for name in {GRID, ARRAYS}.intersection(read_json(out / RECORD)["files"]):
+            (out / name).unlink(missing_ok=True)
+        (out / RECORD).unlink()
 
 
 def _clear(out: Path) -> None:
