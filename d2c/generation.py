@@ -17,7 +17,7 @@ import numpy as np
 from d2c import runtime
 from d2c.config import execution, identity
 from d2c.errors import D2CError, UsageError
-from d2c.generator import Generator, balanced_labels, grid, random_labels, sample_seeds, save_png
+from d2c.generator import Generator, Labels, grid, sample_seeds, save_png
 from d2c.npz import exported
 from d2c.parts import Part, ToDo, require_all, split, work
 from d2c.progress import Bar, Progress, Silent
@@ -32,12 +32,11 @@ SHOWN = 100
 """Images on the grid; the rest is only in the arrays."""
 _PARTS = "samples.parts"
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-Labels = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """What to draw: ``count`` images of a run, or of a weight file, with every class equally often or at random."""
+    """What to draw: ``count`` images of a run, or of a weight file, its classes equally often or at random."""
 
     run: Path = execution()
     out: Path = execution()
@@ -63,10 +62,9 @@ class GenerationConfig:
         """The model, on this rank's device."""
         return Generator.open(self.run, runtime.resolve_device(self.device), self.codec, objective=self.objective)
 
-    def labels_of(self, classes: int) -> Labels:
+    def labels_of(self, generator: Generator) -> Labels:
         """The class of each image [count]."""
-        drawn = balanced_labels(self.count, classes)
-        return drawn if self.labels == "balanced" else random_labels(self.seed, self.count, classes)
+        return generator.labels(self.labels, self.seed, self.count)
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ def _work(plan: Plan, progress: Progress) -> None:
 def _draw_parts(ranks: Ranks, job: _Job) -> None:
     config = job.config
     generator = job.generator or config.open()
-    labels, seeds = config.labels_of(len(generator.classes)), sample_seeds(config.seed, config.count)
+    labels, seeds = config.labels_of(generator), sample_seeds(config.seed, config.count)
     size = generator.codec.spec.pixels
 
     def make(part: Part, bar: Bar) -> None:
@@ -201,7 +199,7 @@ def _merge(plan: Plan) -> None:
     save_png(grid(shown, columns, side=64), config.out / GRID)
     if config.npz:
         size = plan.generator.codec.spec.pixels
-        labels = config.labels_of(len(plan.generator.classes))
+        labels = config.labels_of(plan.generator)
         for _ in exported(config.out / ARRAYS, _chunks(parts), config.count, size, labels):
             pass  # written as they come by
         files.append(ARRAYS)
