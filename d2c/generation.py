@@ -116,12 +116,12 @@ def plan(config: GenerationConfig) -> Plan:
 
     Raises:
         D2CError: this is no finished run and no weight file, or ``out`` is a file.
-        UsageError: the sampler is for models of another kind.
+        UsageError: the sampler is for models of another kind, or the run cannot be guided.
     """
     if config.out.exists() and not config.out.is_dir():
         raise D2CError("samples go into a folder", where=config.out, found="a file", hint="choose another --out")
     generator = config.open()
-    config = replace(config, sampler=config.sampler.resolved(generator.denoiser.objective.name))
+    config = replace(config, sampler=generator.guided(config.sampler).resolved(generator.denoiser.objective.name))
     denoiser = generator.denoiser
     model = {"model": denoiser.spec.name, "reverse_time": denoiser.reverse_time}
     asked = {**identity(config), **model, **generator.digests()}

@@ -68,6 +68,10 @@ class Generator:
         """
         return dict(self._of_run()["identity"])
 
+    def guided(self, sampler: SamplerConfig) -> SamplerConfig:
+        """The sampler with the guidance that this model can have; raises as `SamplerConfig.guided` does."""
+        return sampler.guided(self.run["identity"]["recipe"]["class_dropout"] if self.run else None)
+
     @property
     def artifact(self) -> Path:
         """Where the artifact lies that the run was trained on; raises as `identity` does."""
@@ -119,7 +123,7 @@ class Generator:
         progress: Progress | None = None,
     ) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
         """The images of `pixels`, at most ``batch`` at a time: as many as 50,000 of 256 px fill 10 GB."""
-        progress = progress or Silent()
+        progress, sampler = progress or Silent(), self.guided(sampler)
         spec = self.denoiser.spec
         with progress.bar("sample", len(seeds), "image") as bar:
             for start in range(0, len(seeds), batch):

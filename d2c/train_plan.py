@@ -133,6 +133,8 @@ def plan(config: TrainingConfig) -> Plan:
         notes.append("the artifact holds no text: training on class labels alone")
     if recipe.align and not encoders["vision"]:
         notes.append("the artifact holds no vision tokens: training without alignment")
+    if not recipe.class_dropout:
+        notes.append("class_dropout=0: the model never learns to draw without a class, so samples are not guided")
     if recipe.flip == "stored" and "hflip" not in artifact.manifest["container"]["views"]:
         raise D2CError(
             "the artifact holds no mirror images",

@@ -37,6 +37,7 @@ class Watch:
     spec: ModelSpec
     objective: Objective
     codec: LatentCodec | None
+    sampler: SamplerConfig
     labels: Tensor
     """Of the samples, int64 [SHOWN]: classes that the artifact has images of."""
     text: tuple[Tensor, Tensor] | None
@@ -58,6 +59,7 @@ class Watch:
         seed: int,
         device: torch.device,
         progress: Progress,
+        class_dropout: float,
     ) -> Watch:
         """Without the codec's weights there are no samples to look at, and a warning says so."""
         latent = LatentSpec.from_dict(artifact.manifest["latent"])
@@ -71,7 +73,8 @@ class Watch:
             embeds, mask = (torch.from_numpy(artifact.table(name)) for name in ("text_embeds", "text_mask"))
             text = embeds.float(), mask
         labels = torch.from_numpy(drawn_labels("balanced", seed, SHOWN, artifact.classes))
-        return Watch(run, spec, objective, codec, labels, text, clock, writers, progress, seed, device)
+        sampler = SamplerConfig(steps=_STEPS).guided(class_dropout)
+        return Watch(run, spec, objective, codec, sampler, labels, text, clock, writers, progress, seed, device)
 
     def line(self, line: dict[str, Any]) -> None:
         """Pass a line of the log on."""
@@ -105,7 +108,7 @@ class Watch:
             self.objective,
             self.labels,
             sample_seeds(self.seed, SHOWN),
-            SamplerConfig(steps=_STEPS),
+            self.sampler,
             text=self.text[0][self.labels] if self.text else None,
             text_mask=self.text[1][self.labels] if self.text else None,
             device=self.device,
