@@ -9,6 +9,7 @@ from typing import Any, get_args
 from d2c import runtime, sharding
 from d2c.config import execution
 from d2c.errors import D2CError, UsageError
+from d2c.loading import require_equal_shares
 from d2c.log_writers import Log
 from d2c.memorisation import has_clusters
 from d2c.recipe import Recipe
@@ -118,7 +119,7 @@ def plan(config: TrainingConfig) -> Plan:
 
     Raises:
         D2CError: the model's grid is not the stored tokens', or ``out`` holds another run.
-        UsageError: one process is to share the training state.
+        UsageError: one process is to share the training state, or the ranks cannot share the batch equally.
     """
     artifact = open_artifact(config.artifact)
     if not artifact.shards:
@@ -197,7 +198,7 @@ def plan(config: TrainingConfig) -> Plan:
     earlier = Run(config.out)
     replaced = config.overwrite and earlier.exists()
     # More steps continue a run as it began: whether compiling pays is asked of a new one alone.
-    pay = pays(device, recipe.steps * recipe.batch_size) if replaced or not earlier.exists() else earlier.compiled()
+    pay = pays(device, recipe.steps * recipe.batch_size) if replaced or not earlier.begun() else earlier.compiled()
     identity = {
         "content_id": artifact.content_id,
         "model": spec.name,
@@ -214,7 +215,10 @@ def plan(config: TrainingConfig) -> Plan:
         identity |= {**asked, "held_out": open_source(str(config.held_out), labels="none").digest}
     there = not replaced and earlier.matches(identity)
     done = there and (earlier.finished_steps() == recipe.steps or bool(earlier.stopped()))
-    world = max(runtime.ranks().world, config.gpus)
+    world = runtime.ranks().world
+    world = world if world > 1 else config.gpus
+    if not done:
+        require_equal_shares(recipe.batch_size, world)
     shared = sharding.decide(config.shard, spec, device, world)
     return Plan(config, spec, identity, len(artifact), done, column, class_column, notes, shared)
 
