@@ -21,6 +21,8 @@ from d2c.throughput import pays
 from formats import open_artifact
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+INITIAL = 0.1
+"""Share of the averaged weights that may still be those of the beginning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +131,7 @@ def plan(config: TrainingConfig) -> Plan:
             hint=f"make them from your own copy of the images: d2c rebuild {config.artifact} --source DIR",
         )
     recipe, encoders, latent = config.recipe, artifact.manifest["encoders"], artifact.manifest["latent"]
-    notes = []
-    if recipe.text and not encoders["text"]:
-        notes.append("the artifact holds no text: training on class labels alone")
-    if recipe.align and not encoders["vision"]:
-        notes.append("the artifact holds no vision tokens: training without alignment")
-    if not recipe.class_dropout:
-        notes.append("class_dropout=0: the model never learns to draw without a class, so samples are not guided")
+    notes = _notes(recipe, encoders)
     if recipe.flip == "stored" and "hflip" not in artifact.manifest["container"]["views"]:
         raise D2CError(
             "the artifact holds no mirror images",
@@ -221,6 +217,26 @@ def plan(config: TrainingConfig) -> Plan:
         require_equal_shares(recipe.batch_size, world)
     shared = sharding.decide(config.shard, spec, device, world)
     return Plan(config, spec, identity, len(artifact), done, column, class_column, notes, shared)
+
+
+def _notes(recipe: Recipe, encoders: dict[str, Any]) -> list[str]:
+    notes = []
+    if recipe.text and not encoders["text"]:
+        notes.append("the artifact holds no text: training on class labels alone")
+    if recipe.align and not encoders["vision"]:
+        notes.append("the artifact holds no vision tokens: training without alignment")
+    if not recipe.class_dropout:
+        notes.append("class_dropout=0: the model never learns to draw without a class, so samples are not guided")
+    left = recipe.ema_decay**recipe.steps
+    if left > INITIAL:
+        # As much is left of the beginning as in the paper, e^-4; one digit of the complement says it.
+        better = max(0.0, 1 - float(f"{4 / recipe.steps:.1g}"))
+        notes.append(
+            f"after {recipe.steps:,} steps {left:.0%} of the averaged weights, which are what is sampled, are still "
+            f"those of the beginning (ema_decay {recipe.ema_decay:g}): train for more steps, or d2c train with --set "
+            f"ema_decay={better:.10g}, which leaves {better**recipe.steps:.0%}"
+        )
+    return notes
 
 
 def multiple(count: int, of: int) -> int:

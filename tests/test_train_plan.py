@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from killing import ROOT
 from test_training import config, train
 
-from d2c import training
+from d2c import train_plan, training
 from d2c.errors import D2CError, UsageError
+from d2c.recipe import RECIPES, Recipe, recipe
 from d2c.runs import MODEL, RUN, Run
 from formats.files import read_json
 
@@ -67,3 +69,34 @@ def test_a_folder_in_which_nothing_was_trained_becomes_what_is_asked_for_next(
     with pytest.raises(D2CError, match="another run"):
         training.plan(config(packed, out, steps=2, seed=1))
     assert Run(out).begun()
+
+
+@pytest.mark.parametrize(
+    ("steps", "decay", "share", "better"),
+    [(1000, 0.9999, 90, 0.996), (20_000, 0.9999, 14, 0.9998), (100_000, 0.99999, 37, 0.99996), (20, 0.99, 82, 0.8)],
+)
+def test_an_average_that_hardly_leaves_its_start_is_noted_with_a_decay_that_would_do(
+    packed: Path, tmp_path: Path, steps: int, decay: float, share: int, better: float
+) -> None:
+    notes = training.plan(config(packed, tmp_path / "run", steps=steps, numbers={"ema_decay": decay})).notes
+    assert [note for note in notes if f"after {steps:,} steps {share}% of the averaged" in note]
+    assert [note for note in notes if f"--set ema_decay={better}," in note]
+    assert better**steps < 0.03
+    for enough in (better, 0.0):
+        notes = training.plan(config(packed, tmp_path / "run", steps=steps, numbers={"ema_decay": enough})).notes
+        assert not [note for note in notes if "averaged" in note]
+
+
+def about_the_average(numbers: Recipe) -> str:
+    return "".join(note for note in train_plan._notes(numbers, {"text": 1, "vision": 1}) if "ema_decay" in note)
+
+
+def test_no_number_of_steps_is_left_without_a_decay_that_would_do() -> None:
+    for steps in (*range(1, 3000), 26_800, 40_000, 10**9):
+        note = about_the_average(replace(recipe("d2c"), steps=steps, ema_decay=1 - 1e-12))
+        decay = float(note.partition("--set ema_decay=")[2].partition(", ")[0])
+        assert decay**steps <= train_plan.INITIAL
+
+
+def test_the_recipes_own_steps_are_enough() -> None:
+    assert not [name for name, numbers in RECIPES.items() if about_the_average(numbers)]
