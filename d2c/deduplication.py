@@ -55,9 +55,9 @@ class Deduplication:
         """Find duplicates and leaks.
 
         Returns:
-            What stays; the summary: ``duplicates`` (groups, images, removed, conflicts, examples, skipped), None where
-            nobody looked, ``leaks`` and ``held_out`` (images, bad), None without a held-out source; and the tables
-            ``duplicates.parquet`` and ``leaks.parquet``, empty where nobody looked.
+            What stays; the summary: ``duplicates`` (then, removed, groups, images, removable, conflicts, examples,
+            skipped), None where nobody looked, ``leaks`` and ``held_out`` (images, bad), None without a held-out
+            source; and the tables ``duplicates.parquet`` and ``leaks.parquet``, empty where nobody looked.
         """
         found_in_source: dict[str, Any] | None = None
         listed, leaks, theirs = _NO_DUPLICATES, None, None
@@ -74,13 +74,17 @@ class Deduplication:
                 listed, found_in_source = self._resolve(merged.scores, found)
             if theirs is not None:
                 leaks = duplicates.leaks(merged.scores["key"], theirs["key"], found)
+        removed = 0
         if self.duplicates == "drop":
             gone = listed.filter(pc.invert(listed["kept"]))["key"]
+            removed = len(gone)
             merged = merged.without(pc.is_in(merged.scores["key"], value_set=gone.combine_chunks()).to_numpy())
         return (
             merged,
             {
-                "duplicates": None if found_in_source is None else {"then": self.duplicates, **found_in_source},
+                "duplicates": None
+                if found_in_source is None
+                else {"then": self.duplicates, "removed": removed, **found_in_source},
                 "leaks": None if leaks is None else leaks.num_rows,
                 "held_out": None if theirs is None or held_out is None else _told(held_out, theirs.num_rows, progress),
             },

@@ -333,7 +333,7 @@ def _summary(result: pa.Table, found: Found) -> dict[str, Any]:
     return {
         "groups": pc.count_distinct(result["group"]).as_py(),
         "images": result.num_rows,
-        "removed": result.num_rows - pc.sum(result["kept"]).as_py() if result.num_rows else 0,
+        "removable": result.num_rows - pc.sum(result["kept"]).as_py() if result.num_rows else 0,
         "conflicts": groups.num_rows,
         "examples": groups.slice(0, 5).drop_columns("group").to_pylist(),
         "skipped": found.skipped,

@@ -134,7 +134,7 @@ def plan(config: FidConfig) -> Plan:
     """Open what is judged, what it is compared with, and what it may have been copied from.
 
     Raises:
-        UsageError: options that contradict each other.
+        UsageError: options that contradict each other or the run.
         D2CError: one of them is missing or of another size, or the artifact is not the one that the run was trained on.
     """
     device = runtime.resolve_device(config.device)
@@ -145,7 +145,8 @@ def plan(config: FidConfig) -> Plan:
         )
     if config.artifact and not generator:
         raise UsageError("--artifact is for runs", hint=f"say what may have been copied with --train {config.artifact}")
-    workspace = Workspace(config.workspace)
+    sampler = generator.guided(config.sampler) if generator else config.sampler.guided(None)
+    config, workspace = replace(config, sampler=sampler), Workspace(config.workspace)
     scores = workspace.scores.record()
     scored = reopen(workspace) if scores else None
     artifact = _artifact(config, generator)

@@ -77,6 +77,9 @@ def notes(plan: Plan, report: dict[str, Any], reference: Reference, *, floor: bo
     found, row, dim = [], report["rows"][0], len(reference.stats.mu)
     if report["space"]["name"] == "classifier":
         found.append("Measured in the space of a classifier of this data: not FID, comparable only with its like.")
+    if plan.generator and "classes" in plan.generator.digests():
+        classes = plan.generator.digests()["classes"]
+        found.append(f"The run was shown images of {classes} classes: only these were drawn.")
     if row["rank_deficient"]:
         fewest = min(row["n"], row["reference_n"] or row["n"])
         found.append(

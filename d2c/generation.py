@@ -17,7 +17,7 @@ import numpy as np
 from d2c import runtime
 from d2c.config import execution, identity
 from d2c.errors import D2CError, UsageError
-from d2c.generator import Generator, balanced_labels, grid, random_labels, sample_seeds, save_png
+from d2c.generator import Generator, Labels, grid, sample_seeds, save_png
 from d2c.npz import exported
 from d2c.parts import Part, ToDo, require_all, split, work
 from d2c.progress import Bar, Progress, Silent
@@ -32,12 +32,11 @@ SHOWN = 100
 """Images on the grid; the rest is only in the arrays."""
 _PARTS = "samples.parts"
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-Labels = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """What to draw: ``count`` images of a run, or of a weight file, with every class equally often or at random."""
+    """What to draw: ``count`` images of a run, or of a weight file, its classes equally often or at random."""
 
     run: Path = execution()
     out: Path = execution()
@@ -63,10 +62,9 @@ class GenerationConfig:
         """The model, on this rank's device."""
         return Generator.open(self.run, runtime.resolve_device(self.device), self.codec, objective=self.objective)
 
-    def labels_of(self, classes: int) -> Labels:
+    def labels_of(self, generator: Generator) -> Labels:
         """The class of each image [count]."""
-        drawn = balanced_labels(self.count, classes)
-        return drawn if self.labels == "balanced" else random_labels(self.seed, self.count, classes)
+        return generator.labels(self.labels, self.seed, self.count)
 
 
 @dataclass(frozen=True)
@@ -118,12 +116,12 @@ def plan(config: GenerationConfig) -> Plan:
 
     Raises:
         D2CError: this is no finished run and no weight file, or ``out`` is a file.
-        UsageError: the sampler is for models of another kind.
+        UsageError: the sampler is for models of another kind, or the run cannot be guided.
     """
     if config.out.exists() and not config.out.is_dir():
         raise D2CError("samples go into a folder", where=config.out, found="a file", hint="choose another --out")
     generator = config.open()
-    config = replace(config, sampler=config.sampler.resolved(generator.denoiser.objective.name))
+    config = replace(config, sampler=generator.guided(config.sampler).resolved(generator.denoiser.objective.name))
     denoiser = generator.denoiser
     model = {"model": denoiser.spec.name, "reverse_time": denoiser.reverse_time}
     asked = {**identity(config), **model, **generator.digests()}
@@ -160,7 +158,7 @@ def _begin(plan: Plan) -> None:
     out = plan.config.out
     if plan.config.overwrite and (out / RECORD).exists():
         # Said again after a kill, --overwrite finds no record, and keeps what is drawn since.
-        (out / RECORD).unlink()
+        _forget(out)
         _clear(out)
     if not any(part.done for part in plan.parts):
         plan.stage.forget_cost()
@@ -177,7 +175,7 @@ def _work(plan: Plan, progress: Progress) -> None:
 def _draw_parts(ranks: Ranks, job: _Job) -> None:
     config = job.config
     generator = job.generator or config.open()
-    labels, seeds = config.labels_of(len(generator.classes)), sample_seeds(config.seed, config.count)
+    labels, seeds = config.labels_of(generator), sample_seeds(config.seed, config.count)
     size = generator.codec.spec.pixels
 
     def make(part: Part, bar: Bar) -> None:
@@ -194,19 +192,27 @@ def _draw_parts(ranks: Ranks, job: _Job) -> None:
 def _merge(plan: Plan) -> None:
     config, parts = plan.config, plan.parts
     require_all(parts)
-    (config.out / RECORD).unlink(missing_ok=True)
+    _forget(config.out)
     files = [GRID]
-    if config.npz:
-        size = plan.generator.codec.spec.pixels
-        labels = config.labels_of(len(plan.generator.classes))
-        for _ in exported(config.out / ARRAYS, _chunks(parts), config.count, size, labels):
-            pass  # written as they come by
-        files.append(ARRAYS)
     shown = np.concatenate(list(_chunks(parts[: -(-SHOWN // config.batch_size)])))[:SHOWN]
     columns = min(10, max(1, int(np.ceil(np.sqrt(len(shown))))))
     save_png(grid(shown, columns, side=64), config.out / GRID)
+    if config.npz:
+        size = plan.generator.codec.spec.pixels
+        labels = config.labels_of(plan.generator)
+        for _ in exported(config.out / ARRAYS, _chunks(parts), config.count, size, labels):
+            pass  # written as they come by
+        files.append(ARRAYS)
     seconds = round(plan.stage.spent(), 2)
     write_json(config.out / RECORD, {"asked": plan.asked, "files": files, "seconds": seconds})
+
+
+def _forget(out: Path) -> None:
+    """Remove the earlier drawing: what its record names, so that no file lies beside the record of another one."""
+    if (out / RECORD).exists():
+        for name in {GRID, ARRAYS}.intersection(read_json(out / RECORD)["files"]):
+            (out / name).unlink(missing_ok=True)
+        (out / RECORD).unlink()
 
 
 def _clear(out: Path) -> None:

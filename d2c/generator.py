@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from d2c.scorers import Denoiser, load_denoiser
 from formats.files import atomic, read_json
 from formats.schema import ClassRow
 
+Labels: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 VAE_DOWNSAMPLE = 8
 """Pixels per latent value along a side of the SD VAE, which all published SiT and DiT were trained with."""
 _RGB = 3
@@ -67,6 +68,10 @@ class Generator:
         """
         return dict(self._of_run()["identity"])
 
+    def guided(self, sampler: SamplerConfig) -> SamplerConfig:
+        """The sampler with the guidance that this model can have; raises as `SamplerConfig.guided` does."""
+        return sampler.guided(self.run["identity"]["recipe"]["class_dropout"] if self.run else None)
+
     @property
     def artifact(self) -> Path:
         """Where the artifact lies that the run was trained on; raises as `identity` does."""
@@ -83,15 +88,23 @@ class Generator:
         return self.run
 
     def digests(self) -> dict[str, str]:
-        """What the images depend on besides the request: the weights of the model and of the decoder."""
+        """What the images depend on besides the request: the weights of the model and of the decoder, and of which
+        classes labels are drawn, where the run has images of some only.
+        """
+        known, all_of_them = len(with_images(self.classes)), len(self.classes)
         return {
             "weights_xxh3": str(self.denoiser.origin["weights_xxh3"]),
             "decoder_xxh3": self.codec.spec.weights_xxh3,
+            **({"classes": f"{known} of {all_of_them}"} if known < all_of_them else {}),
         }
+
+    def labels(self, kind: Literal["balanced", "random"], seed: int, count: int) -> Labels:
+        """Classes [count] that the run has images of, equally often or at random."""
+        return drawn_labels(kind, seed, count, self.classes)
 
     def pixels(
         self,
-        labels: np.ndarray[Any, np.dtype[np.int64]],
+        labels: Labels,
         seeds: Sequence[int],
         sampler: SamplerConfig,
         *,
@@ -102,7 +115,7 @@ class Generator:
 
     def stream(
         self,
-        labels: np.ndarray[Any, np.dtype[np.int64]],
+        labels: Labels,
         seeds: Sequence[int],
         sampler: SamplerConfig,
         *,
@@ -110,7 +123,7 @@ class Generator:
         progress: Progress | None = None,
     ) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
         """The images of `pixels`, at most ``batch`` at a time: as many as 50,000 of 256 px fill 10 GB."""
-        progress = progress or Silent()
+        progress, sampler = progress or Silent(), self.guided(sampler)
         spec = self.denoiser.spec
         with progress.bar("sample", len(seeds), "image") as bar:
             for start in range(0, len(seeds), batch):
@@ -186,12 +199,25 @@ def _open_weights(source: Path, device: torch.device, codec: str | None, objecti
     )
 
 
-def random_labels(seed: int, count: int, classes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def with_images(classes: Sequence[ClassRow]) -> Labels:
+    """Numbers of the classes that a model was shown; of all, where nobody counted."""
+    counted = [row.id for row in classes if row.count]
+    return np.array(counted or [row.id for row in classes], dtype=np.int64)
+
+
+def drawn_labels(kind: Literal["balanced", "random"], seed: int, count: int, classes: Sequence[ClassRow]) -> Labels:
+    """`balanced_labels` or `random_labels` [count] of the classes that have images."""
+    known = with_images(classes)
+    places = balanced_labels(count, len(known)) if kind == "balanced" else random_labels(seed, count, len(known))
+    return known[places]
+
+
+def random_labels(seed: int, count: int, classes: int) -> Labels:
     """Labels drawn uniformly, each from its own seed: those of a longer run begin with those of a shorter one."""
     return np.array([runtime.seed_of("label", seed, index) % classes for index in range(count)], dtype=np.int64)
 
 
-def balanced_labels(count: int, classes: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def balanced_labels(count: int, classes: int) -> Labels:
     """Labels 0, 1, ..., C-1, 0, 1, ...: every class equally often, to within one."""
     return np.arange(count, dtype=np.int64) % classes
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from d2c import runtime
-from d2c.errors import D2CError
+from d2c.errors import D2CError, UsageError
 from d2c.latents import LatentSpec
 from d2c.recipe import Flip
 from d2c.transport import Objective
@@ -46,6 +46,18 @@ def global_batch(position: int, batch_size: int, samples: int, seed: int) -> np.
 def _epoch(seed: int, epoch: int, samples: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     # Kept, since a million samples take longer to shuffle than a step to compute.
     return epoch_order(samples, seed, epoch)
+
+
+def require_equal_shares(batch_size: int, world: int) -> None:
+    """Raises: UsageError: the images of a batch cannot be shared equally by ``world`` ranks."""
+    if batch_size % world:
+        divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
+        raise UsageError(
+            "the batch cannot be shared equally by the ranks",
+            found=f"batch {batch_size} on {world} ranks",
+            expected=f"a number of ranks among {divisors}",
+            hint=f"give --batch-size {batch_size // world * world or world}",
+        )
 
 
 @dataclass(frozen=True)
@@ -87,14 +99,7 @@ class Loader:
         world: int = 1,
         budget: float = 0.4,
     ) -> None:
-        if batch_size % world:
-            divisors = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
-            raise D2CError(
-                "the batch cannot be shared equally by the ranks",
-                found=f"batch {batch_size} on {world} ranks",
-                expected=f"a number of ranks among {divisors}",
-                hint=f"give --batch-size {batch_size // world * world or world}",
-            )
+        require_equal_shares(batch_size, world)
         if not 0 <= rank < world:
             raise D2CError("there is no such rank", found=f"rank {rank} of {world}", expected=f"0 to {world - 1}")
         known = [column.name for column in artifact.columns]

@@ -15,7 +15,7 @@ import torch
 
 from d2c import batches
 from d2c.errors import D2CError
-from d2c.generator import Generator, balanced_labels, random_labels, sample_seeds
+from d2c.generator import Generator, sample_seeds
 from d2c.latents import LatentCodec, LatentSpec, open_codec, to_model
 from d2c.npz import Npz, open_npz
 from d2c.progress import Progress, Silent
@@ -115,12 +115,7 @@ class Drawn:
         return self.generator.pixels(labels[rows], [seeds[row] for row in rows], self.sampler, batch=self.batch)
 
     def _labels(self) -> Array:
-        classes = len(self.generator.classes)
-        return (
-            balanced_labels(self.count, classes)
-            if self.labels == "balanced"
-            else random_labels(self.seed, self.count, classes)
-        )
+        return self.generator.labels(self.labels, self.seed, self.count)
 
 
 @dataclass(frozen=True, eq=False)

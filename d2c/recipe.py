@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from math import inf
+from math import isfinite
 from typing import Any, Literal, TypeAlias, get_args
 
 from d2c.errors import UsageError
@@ -14,6 +14,9 @@ Flip: TypeAlias = Literal["none", "grid", "stored"]
 """``grid`` mirrors the stored latents and the grid of the stored tokens together, which is exact for pixels and close
 for the rest; ``stored`` takes what was encoded from the mirror image (``--views orig,hflip``).
 """
+
+MOST = 10**9
+"""Steps or images that a recipe can name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +67,22 @@ class Recipe:
         Raises:
             UsageError: one is out of its range.
         """
+        for name, value in vars(self).items():
+            for number in value if isinstance(value, tuple) else (value,):
+                _require_sane(name, number)
         for name in ("steps", "batch_size", "lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} must be positive", found=getattr(self, name))
-        ranges = dict.fromkeys(("weight_decay", "align_weight", "class_token"), inf)
-        ranges |= dict.fromkeys(("ema_decay", "class_dropout", "spatial_norm"), 1.0)
-        for name, most in ranges.items():
-            if not 0 <= getattr(self, name) <= most:
-                raise UsageError(f"{name} is out of its range", found=getattr(self, name), expected=f"0 to {most}")
+        for name in ("weight_decay", "align_weight", "class_token"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} must not be negative", found=getattr(self, name))
+        if not 0 <= self.spatial_norm <= 1:
+            raise UsageError("spatial_norm is out of its range", found=self.spatial_norm, expected="0 to 1")
+        # At 1 an average never moves, and no class is ever learnt.
+        for name in ("betas", "ema_decay", "class_dropout"):
+            value = getattr(self, name)
+            if not all(0 <= number < 1 for number in (value if isinstance(value, tuple) else (value,))):
+                raise UsageError(f"{name} is out of its range", found=value, expected="0 or more, and less than 1")
         for name in ("align_depth", "align_until"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} must not be negative", found=getattr(self, name))
@@ -95,9 +106,25 @@ class Recipe:
             try:
                 changes[name] = _parsed(getattr(self, name), text)
             except ValueError as error:
-                kind = type(getattr(self, name)).__name__
+                kind = _KINDS[type(getattr(self, name))]
                 raise UsageError(f"{name} cannot have this value", found=text, expected=kind) from error
         return replace(self, **changes)
+
+
+def _require_sane(name: str, value: Any) -> None:
+    """Raises: UsageError: a number is infinite, no number, or larger than anything that is counted here."""
+    if isinstance(value, float) and not isfinite(value):
+        raise UsageError(f"{name} must be finite", found=value)
+    if isinstance(value, int) and value > MOST:
+        raise UsageError(f"{name} is too large", found=value, expected=f"at most {MOST:,}")
+
+
+_KINDS = {
+    bool: "true or false",
+    float: "a number",
+    int: "a whole number",
+    tuple: "two numbers, such as 0.9,0.999",
+}
 
 
 def _parsed(like: Any, text: str) -> Any:

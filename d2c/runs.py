@@ -34,6 +34,11 @@ class Run:
         """Whether the folder holds a run at all, so that it may be continued or replaced."""
         return (self.path / RUN).exists()
 
+    def begun(self) -> bool:
+        """Whether anything of the run would be lost with its folder: a state, a line of its log, or its weights."""
+        results = any((self.path / name).exists() for name in (DONE, WEIGHTS))
+        return results or self.reached_steps() > 0 or bool(self.stats())
+
     def compiled(self) -> bool:
         """Whether the run that is here compiles its model."""
         return bool(read_json(self.path / RUN)["identity"].get("compile"))
@@ -48,7 +53,7 @@ class Run:
         return max(self.finished_steps(), checkpoint.newest_step(self.path / CHECKPOINTS))
 
     def matches(self, identity: Mapping[str, Any]) -> bool:
-        """Whether the folder holds this very run, finished or not. More steps than before continue a run.
+        """Whether the folder holds this very run, begun or finished. More steps than before continue a run.
 
         Raises:
             D2CError: it holds another run, or one that is past these steps, or something else.
@@ -62,6 +67,8 @@ class Run:
                     hint="choose another folder with --out",
                 )
             return False
+        if not self.begun():
+            return False  # it stopped before its first step, and may be asked for something else
         before = read_json(self.path / RUN)["identity"]
         changed = [line for line in differences(_flat(before), _flat(identity)) if not line.startswith("recipe.steps")]
         if changed:

@@ -18,6 +18,8 @@ Method = Literal["euler", "heun", "sde", "dopri5", "ddim", "ddpm"]
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 METHODS: dict[str, tuple[Method, ...]] = {"velocity": ("euler", "heun", "sde", "dopri5"), "eps": ("ddim", "ddpm")}
 """The samplers of each kind of model."""
+GUIDANCE = 1.5
+"""The scale where nobody asks for another."""
 
 
 class Predictor(Protocol):
@@ -53,7 +55,7 @@ class SamplerConfig:
 
     method: Method = "euler"  # sde: Euler-Maruyama as REPA has it; euler of an eps model: see `resolved`
     steps: int = 50  # dopri5 takes what it needs; heun evaluates the model twice a step, all others once
-    guidance: float = 1.5  # 1 = off
+    guidance: float | None = None  # 1 = off; None: `GUIDANCE`, or off where the model knows no null class: see `guided`
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # guide only where lo <= t <= hi (t = 1 is noise)
     guidance_channels: Literal["all", 3] = "all"  # official DiT and SiT guide 3 of 4, REPA guides all
     precision: str = "fp32"  # of the model; the state is float64
@@ -98,6 +100,28 @@ class SamplerConfig:
         return self
 
     @property
+    def scale(self) -> float:
+        """Of the guidance."""
+        return GUIDANCE if self.guidance is None else self.guidance
+
+    def guided(self, class_dropout: float | None) -> SamplerConfig:
+        """As it is run on a model that was trained with this probability of the null class; None: nobody knows.
+
+        Raises:
+            UsageError: a model that never saw the null class is to be guided by it.
+        """
+        if class_dropout != 0:
+            return replace(self, guidance=self.scale)
+        if self.guidance not in (None, 1):
+            raise UsageError(
+                "this run cannot be guided: it never learnt to draw without a class",
+                found=f"--guidance {self.scale:g} for a run with class_dropout=0",
+                expected="--guidance 1, which is off",
+                hint="leave --guidance out, or train with --set class_dropout=0.1",
+            )
+        return replace(self, guidance=1.0)
+
+    @property
     def grid(self) -> list[float]:
         """Times from 1 to 0 between which euler, heun and sde step."""
         if self.method == "sde":
@@ -115,7 +139,7 @@ class SamplerConfig:
         if self.method in METHODS["eps"]:
             times = [solvers.diffusion_time(step) for step in solvers.diffusion_steps(self.steps)]
         low, high = self.guidance_interval
-        return len(times) + (self.guidance != 1) * sum(low <= t <= high for t in times)
+        return len(times) + (self.scale != 1) * sum(low <= t <= high for t in times)
 
 
 @dataclass(frozen=True)
@@ -133,7 +157,7 @@ class _Guided:
         """``z`` float64 [n, C, H, W] and times float64 [n] in 0..1 -> float64 [n, C, H, W]."""
         config, count = self.config, len(z)
         low, high = config.guidance_interval
-        inside = (t >= low) & (t <= high) & (config.guidance != 1.0)
+        inside = (t >= low) & (t <= high) & (config.scale != 1.0)
         guided = inside.nonzero()[:, 0]
         # Every image with its condition, then those to be guided without: one forward pass.
         rows = torch.cat([torch.arange(count, device=z.device), guided])
@@ -145,7 +169,7 @@ class _Guided:
         prediction, unconditional = both[:count], both[count:]
         channels = slice(None if config.guidance_channels == "all" else config.guidance_channels)
         if len(guided):
-            mixed = torch.lerp(unconditional[:, channels], prediction[guided][:, channels], config.guidance)
+            mixed = torch.lerp(unconditional[:, channels], prediction[guided][:, channels], config.scale)
             prediction[guided, channels] = mixed
         return prediction
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from d2c import runtime, sharding
 from d2c.config import execution
 from d2c.errors import D2CError, UsageError
+from d2c.loading import require_equal_shares
 from d2c.log_writers import Log
 from d2c.memorisation import has_clusters
 from d2c.recipe import Recipe
@@ -17,9 +18,11 @@ from d2c.sharding import Sharding
 from d2c.sit import ModelSpec, model_spec
 from d2c.sources import open_source
 from d2c.throughput import pays
-from formats import open_artifact
+from formats import Artifact, open_artifact
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+INITIAL = 0.1
+"""Share of the averaged weights that may still be those of the beginning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +121,7 @@ def plan(config: TrainingConfig) -> Plan:
 
     Raises:
         D2CError: the model's grid is not the stored tokens', or ``out`` holds another run.
-        UsageError: one process is to share the training state.
+        UsageError: one process is to share the training state, or the ranks cannot share the batch equally.
     """
     artifact = open_artifact(config.artifact)
     if not artifact.shards:
@@ -128,12 +131,7 @@ def plan(config: TrainingConfig) -> Plan:
             hint=f"make them from your own copy of the images: d2c rebuild {config.artifact} --source DIR",
         )
     recipe, encoders, latent = config.recipe, artifact.manifest["encoders"], artifact.manifest["latent"]
-    empty = sum(not row.count for row in artifact.classes)
-    notes = [f"{empty:,} of {len(artifact.classes):,} classes have no image to learn from"] if empty else []
-    if recipe.text and not encoders["text"]:
-        notes.append("the artifact holds no text: training on class labels alone")
-    if recipe.align and not encoders["vision"]:
-        notes.append("the artifact holds no vision tokens: training without alignment")
+    notes = _notes(recipe, artifact)
     if recipe.flip == "stored" and "hflip" not in artifact.manifest["container"]["views"]:
         raise D2CError(
             "the artifact holds no mirror images",
@@ -196,7 +194,7 @@ def plan(config: TrainingConfig) -> Plan:
     earlier = Run(config.out)
     replaced = config.overwrite and earlier.exists()
     # More steps continue a run as it began: whether compiling pays is asked of a new one alone.
-    pay = pays(device, recipe.steps * recipe.batch_size) if replaced or not earlier.exists() else earlier.compiled()
+    pay = pays(device, recipe.steps * recipe.batch_size) if replaced or not earlier.begun() else earlier.compiled()
     identity = {
         "content_id": artifact.content_id,
         "model": spec.name,
@@ -213,9 +211,34 @@ def plan(config: TrainingConfig) -> Plan:
         identity |= {**asked, "held_out": open_source(str(config.held_out), labels="none").digest}
     there = not replaced and earlier.matches(identity)
     done = there and (earlier.finished_steps() == recipe.steps or bool(earlier.stopped()))
-    world = max(runtime.ranks().world, config.gpus)
+    world = runtime.ranks().world
+    world = world if world > 1 else config.gpus
+    if not done:
+        require_equal_shares(recipe.batch_size, world)
     shared = sharding.decide(config.shard, spec, device, world)
     return Plan(config, spec, identity, len(artifact), done, column, class_column, notes, shared)
+
+
+def _notes(recipe: Recipe, artifact: Artifact) -> list[str]:
+    encoders = artifact.manifest["encoders"]
+    empty = sum(not row.count for row in artifact.classes)
+    notes = [f"{empty:,} of {len(artifact.classes):,} classes have no image to learn from"] if empty else []
+    if recipe.text and not encoders["text"]:
+        notes.append("the artifact holds no text: training on class labels alone")
+    if recipe.align and not encoders["vision"]:
+        notes.append("the artifact holds no vision tokens: training without alignment")
+    if not recipe.class_dropout:
+        notes.append("class_dropout=0: the model never learns to draw without a class, so samples are not guided")
+    left = recipe.ema_decay**recipe.steps
+    if left > INITIAL:
+        # As much is left of the beginning as in the paper, e^-4; one digit of the complement says it.
+        better = max(0.0, 1 - float(f"{4 / recipe.steps:.1g}"))
+        notes.append(
+            f"after {recipe.steps:,} steps {left:.0%} of the averaged weights, which are what is sampled, are still "
+            f"those of the beginning (ema_decay {recipe.ema_decay:g}): train for more steps, or d2c train with --set "
+            f"ema_decay={better:.10g}, which leaves {better**recipe.steps:.0%}"
+        )
+    return notes
 
 
 def multiple(count: int, of: int) -> int:

@@ -127,9 +127,8 @@ def _watch(plan: Plan, artifact: Artifact, device: torch.device, progress: Progr
         text = plan.spec.text_dim is not None
         clock = Clock.open(artifact, config.held_out, objective, text=text, **common)
     writers = open_writers(config.log_to, run.path, plan.identity)
-    return Watch.open(
-        run, artifact, plan.spec, objective, clock=clock, writers=writers, progress=progress, **common
-    )  # fmt: skip
+    common |= {"clock": clock, "writers": writers, "progress": progress}
+    return Watch.open(run, artifact, plan.spec, objective, class_dropout=config.recipe.class_dropout, **common)
 
 
 def _loop(plan: Plan, trainer: Trainer, watch: Watch | None, progress: Progress) -> None:

@@ -13,7 +13,7 @@ from d2c import memorisation
 from d2c.curves import Curve, sheet
 from d2c.entangled import draw
 from d2c.errors import D2CError
-from d2c.generator import balanced_labels, grid, sample_seeds, save_png
+from d2c.generator import drawn_labels, grid, sample_seeds, save_png
 from d2c.latents import LatentCodec, LatentSpec, open_codec
 from d2c.log_writers import Writer
 from d2c.memorisation import Clock
@@ -37,6 +37,9 @@ class Watch:
     spec: ModelSpec
     objective: Objective
     codec: LatentCodec | None
+    sampler: SamplerConfig
+    labels: Tensor
+    """Of the samples, int64 [SHOWN]: classes that the artifact has images of."""
     text: tuple[Tensor, Tensor] | None
     clock: Clock | None
     writers: Sequence[Writer]
@@ -56,6 +59,7 @@ class Watch:
         seed: int,
         device: torch.device,
         progress: Progress,
+        class_dropout: float,
     ) -> Watch:
         """Without the codec's weights there are no samples to look at, and a warning says so."""
         latent = LatentSpec.from_dict(artifact.manifest["latent"])
@@ -68,7 +72,9 @@ class Watch:
         if spec.text_dim is not None:
             embeds, mask = (torch.from_numpy(artifact.table(name)) for name in ("text_embeds", "text_mask"))
             text = embeds.float(), mask
-        return Watch(run, spec, objective, codec, text, clock, writers, progress, seed, device)
+        labels = torch.from_numpy(drawn_labels("balanced", seed, SHOWN, artifact.classes))
+        sampler = SamplerConfig(steps=_STEPS).guided(class_dropout)
+        return Watch(run, spec, objective, codec, sampler, labels, text, clock, writers, progress, seed, device)
 
     def line(self, line: dict[str, Any]) -> None:
         """Pass a line of the log on."""
@@ -96,16 +102,15 @@ class Watch:
     def _sample(self, step: int, averaged: SiT) -> None:
         if self.codec is None:
             return
-        labels = torch.from_numpy(balanced_labels(SHOWN, self.spec.num_classes))
         latents = draw(
             averaged,
             self.spec,
             self.objective,
-            labels,
+            self.labels,
             sample_seeds(self.seed, SHOWN),
-            SamplerConfig(steps=_STEPS),
-            text=self.text[0][labels] if self.text else None,
-            text_mask=self.text[1][labels] if self.text else None,
+            self.sampler,
+            text=self.text[0][self.labels] if self.text else None,
+            text_mask=self.text[1][self.labels] if self.text else None,
             device=self.device,
             batch=SHOWN,
         )

@@ -45,7 +45,7 @@ def fid(
     subsets: fid_options.Subsets = 3,
     sampler: options.Sampler = "euler",
     sampling_steps: options.SamplingSteps = 50,
-    guidance: options.Guidance = 1.5,
+    guidance: options.Guidance = None,
     guidance_interval: options.GuidanceInterval = (0.0, 1.0),
     guidance_channels: options.GuidanceChannels = "all",
     precision: options.SamplingPrecision = "auto",
@@ -114,7 +114,7 @@ def fid(
     if dry_run:
         facts: dict[str, int | None] = {"images": len(plan.judged)}
         if plan.generator:
-            facts["evaluations"] = plans.evaluations(settings.sampler, samples)
+            facts["evaluations"] = plans.evaluations(plan.config.sampler, samples)
         reasons = [] if plan.done else ["not measured yet, or asked for something else"]
         space = "Inception" if plan.inception else "a classifier of this data"
         output.show({"space": space, "steps": [plans.step("fid", reasons, facts)]}, dry_run=True)

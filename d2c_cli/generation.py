@@ -25,7 +25,7 @@ def sample(
     class_labels: options.ClassLabels = "balanced",
     sampler: options.Sampler = "euler",
     sampling_steps: options.SamplingSteps = 50,
-    guidance: options.Guidance = 1.5,
+    guidance: options.Guidance = None,
     guidance_interval: options.GuidanceInterval = (0.0, 1.0),
     guidance_channels: options.GuidanceChannels = "all",
     precision: options.SamplingPrecision = "auto",

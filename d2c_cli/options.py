@@ -307,7 +307,15 @@ Sampler = Annotated[
 SamplingSteps = Annotated[
     int, count("--sampling-steps", "STEPS", "Solver steps per image; dopri5 takes as many as it needs.")
 ]
-Guidance = Annotated[float, option("--guidance", "SCALE", "Classifier-free guidance; 1 is off.", parser=finite)]
+Guidance = Annotated[
+    float | None,
+    option(
+        "--guidance",
+        "SCALE",
+        "Classifier-free guidance; 1 is off.  [default: 1.5; 1 for a run with class_dropout=0]",
+        parser=finite,
+    ),
+]
 GuidanceInterval = Annotated[
     Any,
     option(

@@ -135,7 +135,13 @@ def score(
 
 
 def _counted(found: dict[str, Any] | None) -> dict[str, int] | None:
-    return None if found is None else {name: found[name] for name in ("groups", "images", "removed", "conflicts")}
+    if found is None:
+        return None
+    # Records of an earlier state of this code call those removed that could be.
+    removable = found.get("removable", found["removed"])
+    removed = removable if found["then"] == "drop" else 0
+    counts = {name: found[name] for name in ("groups", "images", "conflicts")}
+    return {**counts, "removable": removable, "removed": removed}
 
 
 def _share(part: str | None) -> tuple[int, int] | None:

@@ -104,7 +104,7 @@ def test_a_changed_copy_is_found_and_nothing_else(change: str) -> None:
     table, result = found(stack([*images, *map(CHANGES[change], images)]))
     assert result.pairs.shape == (40, 2)
     rows, summary = resolve(table, result, "first")
-    assert summary == {"groups": 40, "images": 80, "removed": 40, "conflicts": 0, "examples": [], "skipped": 0}
+    assert summary == {"groups": 40, "images": 80, "removable": 40, "conflicts": 0, "examples": [], "skipped": 0}
     assert set(rows["kind"].to_pylist()) == {"mirrored" if "mirrored" in change else "near"}
     pairs = zip(rows["key"].to_pylist(), rows["twin"].to_pylist(), rows["kept"].to_pylist(), strict=True)
     assert sorted(pairs) == [(f"{i:05d}.png", f"{(i + 40) % 80:05d}.png", i < 40) for i in range(80)]
@@ -119,7 +119,7 @@ def test_flat_pictures_are_duplicates_only_where_they_are_equal() -> None:
     table, result = found(np.concatenate([flat, noisy, black]))
     rows, summary = resolve(table, result, "first")
     assert result.candidates == 0
-    assert (summary["groups"], summary["images"], summary["removed"]) == (1, 50, 49)
+    assert (summary["groups"], summary["images"], summary["removable"]) == (1, 50, 49)
     assert set(rows["kind"].to_pylist()) == {"exact"}
 
 
@@ -173,7 +173,7 @@ def test_duplicates_with_different_labels_are_conflicts_and_all_stay() -> None:
     rows, summary = resolve(table, result, "first")
     assert rows["kept"].to_pylist() == [True, True, False, False, True, False]
     assert rows["conflict"].to_pylist() == [True] * 4 + [False] * 2
-    assert (summary["conflicts"], summary["removed"]) == (1, 3)
+    assert (summary["conflicts"], summary["removable"]) == (1, 3)
     keys = [f"{i:05d}.png" for i in range(4)]
     assert summary["examples"] == [{"key_list": keys, "label_list": [0, 1, 1, 1]}]
 
@@ -206,7 +206,7 @@ def test_a_source_without_duplicates_gives_an_empty_table() -> None:
     table, result = found(stack([scene(seed) for seed in range(5)]))
     rows, summary = resolve(table, result, "first")
     assert rows.num_rows == 0
-    assert summary["groups"] == summary["removed"] == 0
+    assert summary["groups"] == summary["removable"] == 0
 
 
 def test_leaks_name_the_nearest_held_out_image_and_leave_the_source_alone() -> None:

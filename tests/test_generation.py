@@ -211,6 +211,30 @@ def test_overwrite_draws_everything_again_but_once(run: Path, tmp_path: Path, un
     assert files(tmp_path / "samples") == undisturbed
 
 
+def test_nothing_of_an_earlier_drawing_lies_beside_the_record_of_another(run: Path, tmp_path: Path) -> None:
+    samples, fresh = tmp_path / "samples", tmp_path / "fresh"
+    draw(asked(run, samples))
+    (samples / "mine.txt").write_text("notes")
+    draw(asked(run, samples, seed=5, npz=False))
+    draw(asked(run, fresh, seed=5, npz=False))
+    assert files(samples) == {**files(fresh), "mine.txt": b"notes"}
+    # Nor after a kill between the two.
+    draw(asked(run, samples))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "save_png", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            draw(asked(run, samples, seed=6))
+    draw(asked(run, samples, seed=5, npz=False))
+    assert files(samples) == {**files(fresh), "mine.txt": b"notes"}
+
+
+def test_an_npz_that_sample_did_not_write_stays(run: Path, tmp_path: Path) -> None:
+    (tmp_path / generation.ARRAYS).write_bytes(b"somebody's")
+    draw(asked(run, tmp_path, npz=False))
+    draw(asked(run, tmp_path, npz=False, seed=5))
+    assert (tmp_path / generation.ARRAYS).read_bytes() == b"somebody's"
+
+
 def test_samples_into_a_run_s_own_folder_leave_the_run_alone(run: Path, tmp_path: Path) -> None:
     before = files_of(run)
     draw(asked(run, run))

@@ -9,7 +9,7 @@ import pytest
 from d2c import checkpoint
 from d2c.checkpoint import State
 from d2c.errors import D2CError, UsageError
-from d2c.runs import CHECKPOINTS, COST, DONE, RUN, STATS, Run
+from d2c.runs import CHECKPOINTS, COST, DONE, RUN, STATS, WEIGHTS, Run
 from formats.files import read_json, write_json
 
 IDENTITY = {"model": "sit-tiny/2", "seed": 0, "recipe": {"steps": 100, "lr": 1e-3}}
@@ -17,14 +17,30 @@ IDENTITY = {"model": "sit-tiny/2", "seed": 0, "recipe": {"steps": 100, "lr": 1e-
 
 def test_the_same_run_and_a_longer_one_may_be_continued(tmp_path: Path) -> None:
     write_json(tmp_path / RUN, {"identity": IDENTITY})
+    Run(tmp_path).log({"step": 50, "loss": 1.0})
     assert Run(tmp_path).matches(IDENTITY)
     assert Run(tmp_path).matches({**IDENTITY, "recipe": {"steps": 500, "lr": 1e-3}})
 
 
 def test_another_run_is_refused_and_every_difference_named(tmp_path: Path) -> None:
+    other = {**IDENTITY, "seed": 1, "recipe": {"steps": 100, "lr": 0.1}}
+    for name in (STATS, DONE, WEIGHTS, CHECKPOINTS):
+        run = Run(tmp_path / name)
+        write_json(run.path / RUN, {"identity": IDENTITY})
+        if name == STATS:
+            run.log({"step": 50, "loss": 1.0})
+        elif name == CHECKPOINTS:
+            checkpoint.save(run.path / name, State(50, {}, {}))
+        else:
+            write_json(run.path / name, {"step": 50, "loss": 1.0})
+        with pytest.raises(D2CError, match=r"recipe.lr: 0.001 -> 0.1; seed: 0 -> 1"):
+            run.matches(other)
+
+
+def test_a_folder_in_which_nothing_was_trained_may_become_another_run(tmp_path: Path) -> None:
     write_json(tmp_path / RUN, {"identity": IDENTITY})
-    with pytest.raises(D2CError, match=r"recipe.lr: 0.001 -> 0.1; seed: 0 -> 1"):
-        Run(tmp_path).matches({**IDENTITY, "seed": 1, "recipe": {"steps": 100, "lr": 0.1}})
+    (tmp_path / STATS).write_text("")
+    assert not Run(tmp_path).matches({**IDENTITY, "seed": 1})
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
