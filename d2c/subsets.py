@@ -113,7 +113,7 @@ def _moments(features: Array, labels: Array, classes: int) -> tuple[metrics.Stat
             "features hold NaN or infinity",
             found=f"{count} images",
             expected="finite numbers",
-            hint="compute the features again with --overwrite",
+            hint="mend the table, or delete the folder of these features in the workspace, and run the command again",
         )
     sigma = (products - count * np.outer(mean, mean)) / max(1, count - 1)
     sizes = np.bincount(labels, minlength=classes).astype(np.float64)[:, None]

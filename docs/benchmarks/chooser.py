@@ -44,7 +44,8 @@ def main() -> None:
     labels = np.asarray(source.labels)[rows]
     chosen = np.sort(runtime.rng("chooser", args.seed).permutation(len(rows))[:IMAGES])
     network = train_classifier(pixels[chosen], labels[chosen], device=torch.device("cpu"), seed=args.seed)
-    features = network(pixels).astype(np.float32)
+    # 16 bits, as d2c keeps the features of encoders.
+    features = network(pixels).astype(np.float16)
     keys = [source.keys[row] for row in rows]
     write_table(args.out, pa.table({"key": keys, "features": list(features)}))
     seconds = round(time.perf_counter() - start, 1)
