@@ -178,7 +178,8 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def close(one: State, other: State, atol: float = 1e-6) -> None:
+def close(one: State, other: State, atol: float = 1e-5) -> None:
+    # A tenth of one step's lr: AdamW makes a gradient near zero, and its rounding, as large as any other.
     assert list(one.tensors) == list(other.tensors)
     for name, tensor in one.tensors.items():
         torch.testing.assert_close(

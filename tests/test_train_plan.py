@@ -7,6 +7,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from killing import ROOT
@@ -88,7 +90,8 @@ def test_an_average_that_hardly_leaves_its_start_is_noted_with_a_decay_that_woul
 
 
 def about_the_average(numbers: Recipe) -> str:
-    return "".join(note for note in train_plan._notes(numbers, {"text": 1, "vision": 1}) if "ema_decay" in note)
+    artifact: Any = SimpleNamespace(manifest={"encoders": {"text": 1, "vision": 1}}, classes=[])
+    return "".join(note for note in train_plan._notes(numbers, artifact) if "ema_decay" in note)
 
 
 def test_no_number_of_steps_is_left_without_a_decay_that_would_do() -> None:

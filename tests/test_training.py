@@ -367,9 +367,8 @@ def test_an_artifact_without_attachments_trains_and_says_what_it_lacks(workspace
 def test_classes_without_an_image_are_told_before_training(workspace: Path, tmp_path: Path) -> None:
     made, _ = pipeline.select(pipeline.SelectRequest(workspace=workspace, total=(2,), device="cpu"))
     pipeline.pack(pack_request(workspace, tmp_path / "two", selected=made[0][1].name))
-    assert training.plan(config(tmp_path / "two", tmp_path / "run", steps=2)).notes == [
-        "1 of 3 classes have no image to learn from"
-    ]
+    notes = training.plan(config(tmp_path / "two", tmp_path / "run", steps=2)).notes
+    assert "1 of 3 classes have no image to learn from" in notes
 
 
 def test_a_corrupt_shard_stops_training_before_it_learns_from_it(packed: Path, tmp_path: Path) -> None:
