@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from bench_arms import (
+    ANEW_TOO,
     COMPARED,
     MEASURES,
     QUESTIONS,
@@ -97,8 +98,11 @@ def main(out: Path, domain: str, here: Path) -> None:
 
 
 def drawn(words: str, arms: Arms) -> str:
-    """The figure of a group: arms of three runs, but for those far beyond random ones, which would set the scale."""
-    several = {name: arm for name, arm in arms.items() if len(arm.runs) >= 3} or arms
+    """The figure of a group: arms of three runs, but for those far beyond random ones, which would set the scale.
+
+    An arm of one subset, whose luck no error bar shows, gives way to one that chose anew.
+    """
+    several = {name: arm for name, arm in arms.items() if len(arm.runs) >= 3 and name + ANEW_TOO not in arms} or arms
     limit = FAR * several["random"].mean("class_distance") if "random" in several else np.inf
     near = {name: arm for name, arm in several.items() if arm.mean("class_distance") <= limit}
     labels = {name: f"{name} ({len(arm.runs)})" for name, arm in near.items()}
