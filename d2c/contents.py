@@ -15,7 +15,7 @@ from d2c.latents import LatentSpec
 from d2c.picks import Picks
 from d2c.tokens import VisionTokens, columns
 from d2c.workspace import Workspace
-from formats import verify
+from formats import FormatError, verify
 from formats.files import read_json
 from formats.hashing import xxh3
 from formats.layout import MANIFEST
@@ -112,9 +112,13 @@ def check_own(workspace: Workspace, out: Path, container: str) -> None:
     if not manifest.exists():
         return
     hint = "choose another folder with --out, or replace it with --overwrite"
+    try:
+        kind = read_json(manifest)["container"]["kind"]
+    except (FormatError, KeyError, TypeError) as error:
+        raise D2CError("the manifest of the artifact that is here cannot be read", where=manifest, hint=hint) from error
     if not workspace.has_packed(manifest):
         raise D2CError("there is an artifact here that was not packed from this workspace", where=out, hint=hint)
-    if container == RECIPE and read_json(manifest)["container"]["kind"] != RECIPE:
+    if container == RECIPE and kind != RECIPE:
         raise D2CError(
             "a recipe would take the place of an artifact",
             where=out,
