@@ -28,7 +28,7 @@ from d2c.sources import Source
 from d2c.steps import Step, run_step
 from d2c.throughput import pays
 from d2c.workspace import Stage, Workspace
-from formats import open_artifact
+from formats import FormatError, open_artifact
 from formats.files import read_json, write_json
 from formats.hashing import xxh3_json
 
@@ -216,8 +216,11 @@ def _know_again(scorer: ScorerPlan, source: Source, size: int, threads: int, pro
     """
     labels = dict(zip(scorer.images.keys, scorer.images.table["label"].to_pylist(), strict=True))
     for folder in scorer.alike():
-        artifact = open_artifact(folder / "shards")
-        infos = [artifact.info(i) for i in range(len(artifact))]
+        try:
+            artifact = open_artifact(folder / "shards")
+            infos = [artifact.info(i) for i in range(len(artifact))]
+        except FormatError:
+            continue  # removed or damaged since: nothing says what it was trained on
         trained = {info["source_key"]: info["source_xxh3"] for info in infos}
         if len(artifact.classes) != len(source.classes) or any(
             labels.get(info["source_key"]) != info["class_id"] for info in infos

@@ -6,7 +6,7 @@ import difflib
 from pathlib import Path
 
 from d2c.errors import D2CError
-from formats.layout import unfinished
+from formats.swap import unfinished
 
 
 def existing(path: Path, what: str, made_by: str) -> Path:

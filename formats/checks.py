@@ -17,9 +17,10 @@ from formats.fields import Fields
 from formats.files import read_bounded, read_json, table_facts
 from formats.hashing import sha256_file, xxh3_file
 from formats.index import ROW_BYTES, index_faults, index_schema
-from formats.layout import CLASSES, INDEX, MANIFEST, OWNED, README, SELECTION, SUMS, read_sums, unfinished, unlisted
+from formats.layout import CLASSES, INDEX, MANIFEST, OWNED, README, SELECTION, SUMS, read_sums, unlisted
 from formats.report import Fault
 from formats.schema import ClassRow, Manifest, parse_manifest
+from formats.swap import unfinished
 
 
 @dataclass

@@ -52,20 +52,6 @@ def licence_text(root: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() and not path.is_symlink() else None
 
 
-def unfinished(root: Path) -> dict[str, str] | None:
-    """What an interrupted command left beside ``root``, as parts of an error: what is found and what to try."""
-    place = Path(os.path.realpath(root))
-    beside = set(os.listdir(place.parent)) if place.parent.is_dir() else set()
-    swapped = re.compile(rf"\.tmp-\d+-{re.escape(place.name)}\.replaced")
-    commands = {f"{place.name}.partial": "d2c pack, repack or rebuild", f"{place.name}.partial-pull": "d2c pull"}
-    commands |= {name: "d2c pack, repack, rebuild or pull" for name in sorted(beside) if swapped.fullmatch(name)}
-    for name, command in commands.items():
-        if name in beside:
-            again = f"run the command that was interrupted ({command}) again: it goes on where it stopped"
-            return {"found": f"an unfinished one beside it: {name}", "hint": again}
-    return None
-
-
 def unlisted(root: Path, listed: AbstractSet[str], *, everything: bool = False) -> list[str]:
     """Files under ``root`` that the manifest does not list, sorted.
 

@@ -32,6 +32,20 @@ def leftovers(place: Path) -> list[Path]:
     return [path for path in sorted(place.parent.iterdir()) if re.fullmatch(f"{moved}|{doomed}", path.name)]
 
 
+def unfinished(root: Path) -> dict[str, str] | None:
+    """What an interrupted command left beside ``root``, as parts of an error: what is found and what to try."""
+    place = root.resolve()
+    beside = {path.name for path in place.parent.iterdir()} if place.parent.is_dir() else set()
+    commands = {f"{place.name}.partial": "d2c pack, repack or rebuild", f"{place.name}.partial-pull": "d2c pull"}
+    moved = [path.name for path in leftovers(place) if path.suffix == ".replaced"] if beside else []
+    commands |= dict.fromkeys(moved, "d2c pack, repack, rebuild or pull")
+    for name, command in commands.items():
+        if name in beside:
+            again = f"run the command that was interrupted ({command}) again: it goes on where it stopped"
+            return {"found": f"an unfinished one beside it: {name}", "hint": again}
+    return None
+
+
 def recover(place: Path) -> None:
     """Tidy up after a `swap` that was killed: put back what was moved away and not replaced, delete what was.
 
@@ -45,7 +59,7 @@ def recover(place: Path) -> None:
 
 
 def tidy(place: Path) -> None:
-    """Remove what a writer that was killed just after its swap has left; one that is still at work is left alone.
+    """Remove what a writer that was killed just after its swap has left; work that can be finished stays.
 
     Raises:
         FormatError: another process writes to ``place``.

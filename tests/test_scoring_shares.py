@@ -305,6 +305,18 @@ def test_a_copy_under_other_times_keeps_its_scores_and_its_scorer(
     assert [step.stage for step in steps if step.ran] == [*["train the scorer"] * scorer_is_trained, "score"]
 
 
+def test_a_scorer_without_its_shards_is_trained_again_for_a_copy(tmp_path: Path, image_folder: Path) -> None:
+    request = ScoreRequest(
+        source=str(image_folder), workspace=tmp_path / "ws", codec="rgb", size=8, evals=2, scorer_steps=2, device="cpu"
+    )
+    score_pipeline.score(request)
+    (shards,) = (tmp_path / "ws" / "scorer").glob("*/shards")
+    shutil.rmtree(shards)
+    copy = Path(shutil.copytree(image_folder, tmp_path / "copy", copy_function=shutil.copyfile))
+    _, steps = score_pipeline.score(replace(request, source=str(copy)))
+    assert [step.stage for step in steps if step.ran] == ["train the scorer", "score"]
+
+
 def test_what_could_not_be_used_and_now_can_is_no_copy(
     tmp_path: Path, image_folder: Path, scorer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
